@@ -1,0 +1,1 @@
+//! Policy, ABI and end-to-end benchmarks.

@@ -1,0 +1,1 @@
+//! What the filters share: request view, decision, denial table, configuration errors, rules, adapter.

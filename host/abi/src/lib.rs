@@ -1,0 +1,1 @@
+//! Proxy-Wasm ABI 0.2.1 for wasmtime, without I/O.

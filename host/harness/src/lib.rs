@@ -1,0 +1,1 @@
+//! Scenarios against a filter's .wasm on a simulated host.

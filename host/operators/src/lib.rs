@@ -1,0 +1,1 @@
+//! Operators: customers' TypeScript handlers, one confined process each.

@@ -1,0 +1,1 @@
+//! Listeners, routes, the filter chain, upstreams.

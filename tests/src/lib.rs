@@ -1,0 +1,1 @@
+//! One scenario, three hosts; attacks; the demo.

@@ -1,0 +1,3 @@
+//! Set-up that cargo alone cannot do.
+
+fn main() {}
