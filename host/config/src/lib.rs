@@ -1,1 +1,50 @@
-//! portcullis.yaml: the model, its errors, and the Envoy bootstrap it renders to.
+//! `portcullis.yaml`: its model, its mistakes, the policy that runs, and the Envoy configuration that enforces
+//! the same.
+//!
+//! ```text
+//! portcullis.yaml --load/compile--> Policy --> host: Policy::route, Policy::filters, ...
+//!        |                            \------> envoy::render_bootstrap
+//!        \--> Mistakes (all of them: file, line, column, setting, problem, hint)
+//! ```
+//!
+//! * [`load`] reads a policy file, [`compile`] takes its text and a [`Files`] to read what it names. Both collect
+//!   every mistake. Nothing else here does I/O.
+//! * [`file`] is the file as written, with the documentation of every setting. [`Policy`] is what runs: names
+//!   resolved to indices, files read, defaults filled in. There is no other way to make one.
+//! * [`Target::parse`] normalises a request target, once, before anything looks at it; [`Policy::route`] finds
+//!   the route; [`Route::upstream_target`] is the path that the upstream sees. All pure, on bytes.
+//! * [`envoy`] renders the policy for Envoy, with notes on what Envoy cannot enforce.
+//! * [`reference`] makes the JSON Schema and the reference page from the doc comments in [`file`].
+//!
+//! A host that embeds this keeps to the following: a target that [`Target::parse`] refuses gets 400; a request
+//! that no route matches gets 404 and meets no filter; the filters of a route are those of `Policy::filters`
+//! whose indices it names, in that order; the upstream sees the normalised target and, of the authority, what
+//! the client sent (without a final dot) or `host_rewrite`.
+
+mod capabilities;
+mod compile;
+pub mod file;
+mod files;
+mod mistake;
+mod policy;
+mod read;
+mod route;
+mod target;
+mod units;
+mod yaml;
+
+pub use capabilities::HOST_FUNCTIONS;
+pub use compile::{compile, load};
+pub use file::{FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorLimits, Replicas};
+pub use files::{Files, Folder, InMemory};
+pub use mistake::{Mistake, Mistakes, Position};
+pub use policy::{
+    Authorities, Bytes, Endpoint, FieldPattern, Filter, HostPort, Listener, ListenerLimits, ListenerTls, Network,
+    Operator, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
+};
+pub use route::{
+    Action, FieldCondition, FieldLines, FieldTest, HostPattern, PathPattern, PathRewrite, Response, Route, Segment,
+    host_of,
+};
+pub use target::{Target, TargetRefused};
+pub use units::{Size, Time};

@@ -1,0 +1,285 @@
+//! Which route a request takes: pure, on bytes, without regular expressions.
+//!
+//! The same table decides in Envoy, as rendered by [`crate::envoy`]; `tests/envoy_routes.rs` compares the two on a
+//! list of awkward requests and on random ones. Where a request can be read in two ways, the reading is this:
+//!
+//! * The host is compared without its port, without one final dot and without regard to case. A pattern
+//!   `*.example.com` needs at least one character in place of the `*`.
+//! * The path is compared after [`Target::parse`], with regard to case, without the query.
+//! * A repeated field counts as one with the values joined by `,` (RFC 9110, section 5.3).
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::policy::RequestParts;
+use crate::target::Target;
+
+/// Field lines of a request, in order.
+pub trait FieldLines {
+    /// Calls `each` with the value of every field line of this name; `name` is in lower case.
+    fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]));
+}
+
+impl FieldLines for http::HeaderMap {
+    fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        for value in self.get_all(name) {
+            each(value.as_bytes());
+        }
+    }
+}
+
+impl FieldLines for [(&[u8], &[u8])] {
+    fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        for (own, value) in self {
+            if own.eq_ignore_ascii_case(name.as_bytes()) {
+                each(value);
+            }
+        }
+    }
+}
+
+impl<const N: usize> FieldLines for [(&[u8], &[u8]); N] {
+    fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        self.as_slice().for_each_value(name, each);
+    }
+}
+
+/// What happens to the requests that match.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// Host patterns, any of which matches; at least one.
+    pub hosts: Vec<HostPattern>,
+    /// The condition on the path.
+    pub path: PathPattern,
+    /// Methods, any of which matches; none means all.
+    pub methods: Option<Vec<String>>,
+    /// Conditions on fields, all of which must hold.
+    pub fields: Vec<FieldCondition>,
+    /// Indices of the filters that the request passes, in chain order.
+    pub filters: Vec<usize>,
+    /// What happens then.
+    pub action: Action,
+    /// Time from the end of the request to the end of the response.
+    pub timeout: Duration,
+    /// The authority that the upstream sees, if not the client's.
+    pub host_rewrite: Option<String>,
+    /// How the path that the upstream sees is made, if it is not the client's.
+    pub path_rewrite: Option<PathRewrite>,
+}
+
+/// What happens to a request that the filters let pass.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// It goes to the upstream with this index.
+    Upstream(usize),
+    /// It goes to the operator with this index.
+    Operator(usize),
+    /// It is answered.
+    Respond(Arc<Response>),
+}
+
+/// A fixed answer. All names and values are valid; there is a `content-type` if there is a body.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Status.
+    pub status: u16,
+    /// Fields, names in lower case.
+    pub fields: Vec<(String, String)>,
+    /// Body.
+    pub body: String,
+}
+
+/// A condition on the host; all text in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostPattern {
+    /// This host.
+    Exact(String),
+    /// Every longer name that ends so; starts with a dot. Written `*.example.com`.
+    Below(String),
+    /// Every host, and requests without one.
+    Any,
+}
+
+impl HostPattern {
+    /// Whether the pattern matches a host that came from [`host_of`].
+    #[must_use]
+    pub fn matches(&self, host: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => host == exact.as_bytes(),
+            Self::Below(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_bytes()),
+            Self::Any => true,
+        }
+    }
+
+    /// Whether every host that `other` matches is matched by this one too.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) => true,
+            (_, Self::Any) | (Self::Exact(_), Self::Below(_)) => false,
+            (pattern, Self::Exact(host)) => pattern.matches(host.as_bytes()),
+            (Self::Below(own), Self::Below(other)) => other.ends_with(own.as_str()),
+        }
+    }
+}
+
+/// A condition on the normalised path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPattern {
+    /// Every path.
+    Any,
+    /// This path.
+    Exact(String),
+    /// This path or, after a slash, anything below. Has no final slash.
+    Prefix(String),
+    /// Whatever begins so. Has a final slash.
+    Below(String),
+    /// Segments.
+    Template(Vec<Segment>),
+}
+
+/// One segment of a template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// This text; may be empty only as the last one (a final slash).
+    Text(String),
+    /// One or more bytes other than `/`.
+    Variable(String),
+}
+
+impl PathPattern {
+    /// Whether the pattern matches a normalised path without its query.
+    #[must_use]
+    pub fn matches(&self, path: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => path == exact.as_bytes(),
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_bytes())
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
+            Self::Below(prefix) => path.starts_with(prefix.as_bytes()),
+            Self::Template(segments) => {
+                let Some(rest) = path.strip_prefix(b"/") else {
+                    return false;
+                };
+                let mut parts = rest.split(|byte| *byte == b'/');
+                let all = segments.iter().all(|segment| match (segment, parts.next()) {
+                    (Segment::Text(text), Some(part)) => part == text.as_bytes(),
+                    (Segment::Variable(_), Some(part)) => !part.is_empty(),
+                    (_, None) => false,
+                });
+                all && parts.next().is_none()
+            }
+        }
+    }
+}
+
+/// A condition on one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldCondition {
+    /// The name, lower case.
+    pub name: String,
+    /// What must hold.
+    pub test: FieldTest,
+}
+
+/// What must hold for a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FieldTest {
+    /// It is there.
+    Present,
+    /// It is not there.
+    Absent,
+    /// It has this value, its lines joined with `,`.
+    Exact(String),
+}
+
+impl FieldCondition {
+    fn holds(&self, fields: &dyn FieldLines) -> bool {
+        let mut lines = 0_usize;
+        // Compared while walking, so that nothing is collected that a client could make large.
+        let wanted = if let FieldTest::Exact(value) = &self.test {
+            value.as_bytes()
+        } else {
+            b""
+        };
+        let mut left = Some(wanted);
+        fields.for_each_value(&self.name, &mut |value| {
+            if lines > 0 {
+                left = left.and_then(|left| left.strip_prefix(b","));
+            }
+            left = left.and_then(|left| left.strip_prefix(value));
+            lines += 1;
+        });
+        match self.test {
+            FieldTest::Present => lines > 0,
+            FieldTest::Absent => lines == 0,
+            FieldTest::Exact(_) => lines > 0 && left.is_some_and(<[u8]>::is_empty),
+        }
+    }
+}
+
+impl Route {
+    /// Whether the request meets every condition; `host` comes from [`host_of`].
+    #[must_use]
+    pub fn matches(&self, host: &[u8], request: &RequestParts<'_>) -> bool {
+        self.hosts.iter().any(|pattern| pattern.matches(host))
+            && self.path.matches(request.target.path())
+            && self
+                .methods
+                .as_ref()
+                .is_none_or(|methods| methods.iter().any(|method| method.as_bytes() == request.method))
+            && self.fields.iter().all(|condition| condition.holds(request.fields))
+    }
+
+    /// The path and query that the upstream sees.
+    #[must_use]
+    pub fn upstream_target<'t>(&self, target: &'t Target) -> Cow<'t, [u8]> {
+        let Some(rewrite) = &self.path_rewrite else {
+            return Cow::Borrowed(target.as_bytes());
+        };
+        let kept = target.as_bytes().get(rewrite.replaced_bytes..).unwrap_or_default();
+        let mut result = rewrite.replacement.clone().into_bytes();
+        if result.ends_with(b"/") {
+            result.extend_from_slice(kept.strip_prefix(b"/").unwrap_or(kept));
+        } else {
+            result.extend_from_slice(kept);
+        }
+        Cow::Owned(result)
+    }
+}
+
+/// How a matched path begins anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathRewrite {
+    /// How many bytes of the normalised path are replaced.
+    pub replaced_bytes: usize,
+    /// What they are replaced with. If it ends with a slash, one slash after the replaced bytes goes too.
+    pub replacement: String,
+}
+
+/// The host of an authority as routes compare it: without port and one final dot, in lower case.
+#[must_use]
+pub fn host_of(authority: &[u8]) -> Vec<u8> {
+    let host = without_port(authority);
+    host.strip_suffix(b".").unwrap_or(host).to_ascii_lowercase()
+}
+
+fn without_port(authority: &[u8]) -> &[u8] {
+    match authority.iter().rposition(|byte| *byte == b':') {
+        // In `[::1]` the last colon is inside the brackets, and in `::1` there is more than one: no port.
+        Some(colon) => {
+            let (host, rest) = authority.split_at(colon);
+            let port = rest.get(1..).unwrap_or_default();
+            let bare_ipv6 = host.contains(&b':') && host.last() != Some(&b']');
+            if bare_ipv6 || !port.iter().all(u8::is_ascii_digit) {
+                authority
+            } else {
+                host
+            }
+        }
+        None => authority,
+    }
+}
