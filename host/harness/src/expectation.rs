@@ -1,0 +1,623 @@
+//! What must come of a request, and how what came of it differs. Pure: all three hosts are judged here.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+
+use serde_json::Value;
+
+use crate::message::{FieldLines, Observed, ObservedRequest, ObservedResponse};
+
+/// What must come of one request. Only what is named is compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expectation {
+    /// The response that the client gets.
+    pub response: Option<ResponseExpectation>,
+    /// The response is made by the filter or the host. Unless `upstream` says otherwise, the upstream was not called.
+    pub local: bool,
+    /// The connection is closed without a response.
+    pub closed: bool,
+    /// What reaches the upstream.
+    pub upstream: Option<UpstreamExpectation>,
+    /// By how much each counter changes.
+    pub counters: BTreeMap<String, i64>,
+    /// How many calls the filter makes to each upstream.
+    pub callouts: BTreeMap<String, usize>,
+}
+
+/// What a response must be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResponseExpectation {
+    /// The status code.
+    pub status: Option<u16>,
+    /// Fields that must be there.
+    pub fields: BTreeMap<String, FieldExpectation>,
+    /// Fields that must not be there.
+    pub absent_fields: Vec<String>,
+    /// The whole body.
+    pub body: Option<Vec<u8>>,
+    /// Members that the body must have, as JSON; objects may have more.
+    pub json: Option<Value>,
+}
+
+/// What must reach the upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamExpectation {
+    /// Nothing.
+    NotCalled,
+    /// Exactly one request.
+    Request(RequestExpectation),
+}
+
+/// What a request must be when it reaches the upstream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestExpectation {
+    /// The method.
+    pub method: Option<String>,
+    /// The request target.
+    pub path: Option<String>,
+    /// The authority.
+    pub authority: Option<String>,
+    /// Fields that must be there.
+    pub fields: BTreeMap<String, FieldExpectation>,
+    /// Fields that must not be there.
+    pub absent_fields: Vec<String>,
+    /// The whole body.
+    pub body: Option<Vec<u8>>,
+    /// Members that the body must have, as JSON; objects may have more.
+    pub json: Option<Value>,
+}
+
+/// What the lines of one field must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FieldExpectation {
+    /// Exactly these lines, in this order.
+    Lines(Vec<Vec<u8>>),
+    /// One line that contains the text.
+    Contains(String),
+    /// One line that starts with the text.
+    StartsWith(String),
+}
+
+impl Expectation {
+    /// Whether it would accept anything.
+    pub fn is_empty(&self) -> bool {
+        self.response.is_none()
+            && !self.closed
+            && self.upstream.is_none()
+            && self.counters.is_empty()
+            && self.callouts.is_empty()
+    }
+
+    /// Every way in which `observed` is not what is expected.
+    pub fn compare(&self, observed: &Observed) -> Vec<Mismatch> {
+        let mut found = Mismatches::default();
+        let response_name = if self.local { "local_response" } else { "response" };
+        match (&self.response, &observed.response) {
+            (Some(expected), Some(response)) => {
+                found.response(response_name, expected, response);
+                if self.local && observed.local == Some(false) {
+                    found.add(response_name, "an answer made by the filter", "the upstream's answer");
+                } else if !self.local && observed.local == Some(true) {
+                    found.add(
+                        response_name,
+                        "the upstream's answer",
+                        "an answer made by the filter or the host",
+                    );
+                }
+            }
+            (Some(_), None) => found.add(response_name, "a response", "the connection was closed without one"),
+            (None, Some(response)) if self.closed => {
+                found.add(
+                    "closed",
+                    "a connection closed without a response",
+                    &format!("status {}", response.status),
+                );
+            }
+            _ => {}
+        }
+        let not_called = self.local && !matches!(self.upstream, Some(UpstreamExpectation::Request(_)))
+            || self.upstream == Some(UpstreamExpectation::NotCalled);
+        match (&self.upstream, observed.upstream.as_slice()) {
+            (_, []) if not_called => {}
+            (_, [request, ..]) if not_called => {
+                found.add(
+                    "upstream",
+                    "not called",
+                    &format!("called with `{} {}`", request.method, request.path),
+                );
+            }
+            (Some(UpstreamExpectation::Request(expected)), [request]) => found.request(expected, request),
+            (Some(UpstreamExpectation::Request(_)), requests) => {
+                found.add(
+                    "upstream",
+                    "called once",
+                    &match requests.len() {
+                        0 => "not called".to_owned(),
+                        times => format!("called {times} times"),
+                    },
+                );
+            }
+            _ => {}
+        }
+        for (name, expected) in &self.counters {
+            let got = observed.counters.get(name).copied().unwrap_or_default();
+            if got != *expected {
+                found.add(
+                    &format!("counters.{name}"),
+                    &format!("{expected:+}"),
+                    &format!("{got:+}"),
+                );
+            }
+        }
+        for (upstream, expected) in &self.callouts {
+            let got = observed.callouts.get(upstream).map_or(0, Vec::len);
+            if got != *expected {
+                found.add(&format!("callouts.{upstream}"), &calls(*expected), &calls(got));
+            }
+        }
+        found.0
+    }
+}
+
+fn calls(count: usize) -> String {
+    if count == 1 {
+        "1 call".to_owned()
+    } else {
+        format!("{count} calls")
+    }
+}
+
+/// One way in which an outcome is not what is expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Where, in the words of the scenario file: `local_response.status`.
+    pub path: String,
+    /// What was expected.
+    pub expected: String,
+    /// What was seen.
+    pub observed: String,
+}
+
+/// One line if it is short, three if it is not.
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.len() + self.expected.len() + self.observed.len() < 70 {
+            write!(f, "{}: expected {}, got {}", self.path, self.expected, self.observed)
+        } else {
+            write!(
+                f,
+                "{}:\n  expected  {}\n  got       {}",
+                self.path, self.expected, self.observed
+            )
+        }
+    }
+}
+
+#[derive(Default)]
+struct Mismatches(Vec<Mismatch>);
+
+impl Mismatches {
+    fn add(&mut self, path: &str, expected: &str, observed: &str) {
+        self.0.push(Mismatch {
+            path: path.to_owned(),
+            expected: expected.to_owned(),
+            observed: observed.to_owned(),
+        });
+    }
+
+    fn response(&mut self, path: &str, expected: &ResponseExpectation, response: &ObservedResponse) {
+        if let Some(status) = expected.status
+            && status != response.status
+        {
+            self.add(
+                &format!("{path}.status"),
+                &status.to_string(),
+                &response.status.to_string(),
+            );
+        }
+        self.fields(path, &expected.fields, &expected.absent_fields, &response.fields);
+        self.body(path, expected.body.as_deref(), expected.json.as_ref(), &response.body);
+        if !response.complete {
+            self.add(path, "a complete response", "one that was cut off");
+        }
+    }
+
+    fn request(&mut self, expected: &RequestExpectation, request: &ObservedRequest) {
+        let parts = [
+            ("method", &expected.method, &request.method),
+            ("path", &expected.path, &request.path),
+            ("authority", &expected.authority, &request.authority),
+        ];
+        for (name, expected, got) in parts {
+            if let Some(expected) = expected
+                && expected != got
+            {
+                self.add(
+                    &format!("upstream.{name}"),
+                    &quoted(expected.as_bytes()),
+                    &quoted(got.as_bytes()),
+                );
+            }
+        }
+        self.fields("upstream", &expected.fields, &expected.absent_fields, &request.fields);
+        self.body(
+            "upstream",
+            expected.body.as_deref(),
+            expected.json.as_ref(),
+            &request.body,
+        );
+        if !request.complete {
+            self.add("upstream", "a complete request", "one that was cut off");
+        }
+    }
+
+    fn fields(
+        &mut self,
+        path: &str,
+        expected: &BTreeMap<String, FieldExpectation>,
+        absent: &[String],
+        fields: &FieldLines,
+    ) {
+        for (name, expectation) in expected {
+            let lines: Vec<&[u8]> = fields.get_all(name).collect();
+            let (holds, wanted) = match expectation {
+                FieldExpectation::Lines(wanted) => (
+                    lines.iter().copied().eq(wanted.iter().map(Vec::as_slice)),
+                    all_quoted(wanted.iter().map(Vec::as_slice)),
+                ),
+                FieldExpectation::Contains(text) => (
+                    matches!(lines.as_slice(), [line] if contains(line, text.as_bytes())),
+                    format!("one line that contains {}", quoted(text.as_bytes())),
+                ),
+                FieldExpectation::StartsWith(text) => (
+                    matches!(lines.as_slice(), [line] if line.starts_with(text.as_bytes())),
+                    format!("one line that starts with {}", quoted(text.as_bytes())),
+                ),
+            };
+            if !holds {
+                self.add(
+                    &format!("{path}.fields.{name}"),
+                    &wanted,
+                    &all_quoted(lines.into_iter()),
+                );
+            }
+        }
+        for name in absent {
+            let lines: Vec<&[u8]> = fields.get_all(name).collect();
+            if !lines.is_empty() {
+                self.add(
+                    &format!("{path}.absent_fields"),
+                    &format!("no `{name}`"),
+                    &all_quoted(lines.into_iter()),
+                );
+            }
+        }
+    }
+
+    fn body(&mut self, path: &str, expected: Option<&[u8]>, json: Option<&Value>, body: &[u8]) {
+        if let Some(expected) = expected
+            && expected != body
+        {
+            self.add(&format!("{path}.body"), &quoted(expected), &quoted(body));
+        }
+        if let Some(expected) = json {
+            match serde_json::from_slice(body) {
+                Ok(value) => self.json(&format!("{path}.json"), expected, &value),
+                Err(_) => self.add(&format!("{path}.json"), "a JSON body", &quoted(body)),
+            }
+        }
+    }
+
+    /// Objects may have more members than expected; everything else is equal or it is not.
+    fn json(&mut self, path: &str, expected: &Value, value: &Value) {
+        match (expected, value) {
+            (Value::Object(expected), Value::Object(members)) => {
+                for (name, expected) in expected {
+                    let path = format!("{path}.{name}");
+                    match members.get(name) {
+                        Some(value) => self.json(&path, expected, value),
+                        None => self.add(&path, &expected.to_string(), "(absent)"),
+                    }
+                }
+            }
+            _ if expected == value => {}
+            _ => self.add(path, &expected.to_string(), &value.to_string()),
+        }
+    }
+}
+
+fn contains(line: &[u8], part: &[u8]) -> bool {
+    part.is_empty() || line.windows(part.len()).any(|window| window == part)
+}
+
+fn all_quoted<'a>(lines: impl ExactSizeIterator<Item = &'a [u8]>) -> String {
+    if lines.len() == 0 {
+        return "(absent)".to_owned();
+    }
+    lines.map(quoted).collect::<Vec<_>>().join(", ")
+}
+
+/// Bytes longer than this are cut in messages.
+const SHOWN_BYTES_MAX: usize = 400;
+
+/// Bytes in quotes; what is not printable is escaped, and what is long is cut.
+fn quoted(bytes: &[u8]) -> String {
+    let shown = bytes.get(..SHOWN_BYTES_MAX).unwrap_or(bytes);
+    let mut text = String::from("\"");
+    match std::str::from_utf8(shown) {
+        Ok(shown) => shown.chars().for_each(|c| match c {
+            // Escaped quotes make JSON bodies unreadable.
+            '"' | '\'' => text.push(c),
+            c => text.extend(c.escape_debug()),
+        }),
+        Err(_) => text.push_str(&shown.escape_ascii().to_string()),
+    }
+    text.push('"');
+    if shown.len() < bytes.len() {
+        let _ = write!(text, "... ({} bytes)", bytes.len());
+    }
+    text
+}
+
+/// What happened, for the reader of a failed scenario.
+pub fn describe(observed: &Observed) -> String {
+    let mut text = String::new();
+    match &observed.response {
+        Some(response) => {
+            let _ = writeln!(
+                text,
+                "response: {}{}",
+                response.status,
+                if response.complete { "" } else { " (cut off)" }
+            );
+            describe_message(&mut text, &response.fields, &response.body);
+        }
+        None => text.push_str("response: none, the connection was closed\n"),
+    }
+    if let Some(details) = &observed.details {
+        let _ = writeln!(text, "details: {details}");
+    }
+    if observed.upstream.is_empty() {
+        text.push_str("upstream: not called\n");
+    }
+    for request in &observed.upstream {
+        let _ = writeln!(
+            text,
+            "upstream: {} {}{}",
+            request.method,
+            request.path,
+            if request.complete { "" } else { " (cut off)" }
+        );
+        describe_message(&mut text, &request.fields, &request.body);
+    }
+    for (upstream, requests) in &observed.callouts {
+        for request in requests {
+            let _ = writeln!(text, "callout to {upstream}: {} {}", request.method, request.path);
+        }
+    }
+    if !observed.counters.is_empty() {
+        text.push_str("counters:\n");
+        for (name, change) in &observed.counters {
+            let _ = writeln!(text, "  {name}: {change:+}");
+        }
+    }
+    if !observed.log.is_empty() {
+        text.push_str("log:\n");
+        for line in &observed.log {
+            let _ = writeln!(text, "  {}: {}", line.level, line.message);
+        }
+    }
+    text
+}
+
+fn describe_message(text: &mut String, fields: &FieldLines, body: &[u8]) {
+    for (name, value) in fields.iter() {
+        let _ = writeln!(text, "  {name}: {}", quoted(value));
+    }
+    if !body.is_empty() {
+        let _ = writeln!(text, "  body: {}", quoted(body));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn denied() -> Observed {
+        Observed {
+            response: Some(ObservedResponse {
+                status: 401,
+                fields: [("www-authenticate", "Bearer"), ("vary", "a"), ("vary", "b")]
+                    .into_iter()
+                    .collect(),
+                body: br#"{"reason":"expired","status":401}"#.to_vec(),
+                trailers: FieldLines::new(),
+                complete: true,
+            }),
+            local: Some(true),
+            counters: [("denied".to_owned(), 1)].into(),
+            ..Observed::default()
+        }
+    }
+
+    fn passed() -> Observed {
+        Observed {
+            response: Some(ObservedResponse {
+                status: 200,
+                complete: true,
+                ..ObservedResponse::default()
+            }),
+            upstream: vec![ObservedRequest {
+                method: "GET".into(),
+                path: "/a".into(),
+                fields: [("x-sub", "alice")].into_iter().collect(),
+                complete: true,
+                ..ObservedRequest::default()
+            }],
+            local: Some(false),
+            ..Observed::default()
+        }
+    }
+
+    fn check(expectation: &Expectation, observed: &Observed, expected: &[&str]) {
+        let found: Vec<String> = expectation.compare(observed).iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    fn response(response: ResponseExpectation, local: bool) -> Expectation {
+        Expectation {
+            response: Some(response),
+            local,
+            ..Expectation::default()
+        }
+    }
+
+    #[test]
+    fn accepts_what_is_expected() {
+        let fields = [
+            (
+                "www-authenticate".to_owned(),
+                FieldExpectation::Lines(vec![b"Bearer".to_vec()]),
+            ),
+            (
+                "vary".to_owned(),
+                FieldExpectation::Lines(vec![b"a".to_vec(), b"b".to_vec()]),
+            ),
+        ];
+        let mut expectation = response(
+            ResponseExpectation {
+                status: Some(401),
+                fields: fields.into(),
+                absent_fields: vec!["server".into()],
+                json: Some(json!({ "reason": "expired" })),
+                ..ResponseExpectation::default()
+            },
+            true,
+        );
+        expectation.counters.insert("denied".into(), 1);
+        check(&expectation, &denied(), &[]);
+    }
+
+    #[test]
+    fn names_every_difference_in_the_words_of_the_file() {
+        let fields = [
+            (
+                "www-authenticate".to_owned(),
+                FieldExpectation::Contains("error".into()),
+            ),
+            ("vary".to_owned(), FieldExpectation::StartsWith("a".into())),
+        ];
+        let mut expectation = response(
+            ResponseExpectation {
+                status: Some(403),
+                fields: fields.into(),
+                absent_fields: vec!["vary".into()],
+                body: Some(b"no".to_vec()),
+                json: Some(json!({ "reason": "other", "title": "x" })),
+            },
+            true,
+        );
+        expectation.counters.insert("allowed".into(), 1);
+        check(
+            &expectation,
+            &denied(),
+            &[
+                "local_response.status: expected 403, got 401",
+                r#"local_response.fields.vary: expected one line that starts with "a", got "a", "b""#,
+                "local_response.fields.www-authenticate:\n  expected  one line that contains \"error\"\n  got       \"Bearer\"",
+                r#"local_response.absent_fields: expected no `vary`, got "a", "b""#,
+                r#"local_response.body: expected "no", got "{"reason":"expired","status":401}""#,
+                r#"local_response.json.reason: expected "other", got "expired""#,
+                r#"local_response.json.title: expected "x", got (absent)"#,
+                "counters.allowed: expected +1, got +0",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_local_response_means_that_the_upstream_was_not_called() {
+        check(
+            &response(ResponseExpectation::default(), true),
+            &passed(),
+            &[
+                "local_response: expected an answer made by the filter, got the upstream's answer",
+                "upstream: expected not called, got called with `GET /a`",
+            ],
+        );
+        check(
+            &response(ResponseExpectation::default(), false),
+            &denied(),
+            &["response: expected the upstream's answer, got an answer made by the filter or the host"],
+        );
+    }
+
+    #[test]
+    fn the_upstream_is_called_exactly_once() {
+        let request = RequestExpectation {
+            path: Some("/b".into()),
+            fields: [("x-sub".to_owned(), FieldExpectation::Lines(vec![b"bob".to_vec()]))].into(),
+            ..RequestExpectation::default()
+        };
+        let expectation = Expectation {
+            upstream: Some(UpstreamExpectation::Request(request)),
+            ..Expectation::default()
+        };
+        check(
+            &expectation,
+            &passed(),
+            &[
+                r#"upstream.path: expected "/b", got "/a""#,
+                r#"upstream.fields.x-sub: expected "bob", got "alice""#,
+            ],
+        );
+        check(
+            &expectation,
+            &denied(),
+            &["upstream: expected called once, got not called"],
+        );
+        let mut twice = passed();
+        twice.upstream.push(twice.upstream[0].clone());
+        check(
+            &expectation,
+            &twice,
+            &["upstream: expected called once, got called 2 times"],
+        );
+    }
+
+    #[test]
+    fn tells_a_closed_connection_from_a_response() {
+        let closed = Expectation {
+            closed: true,
+            ..Expectation::default()
+        };
+        check(&closed, &Observed::default(), &[]);
+        check(
+            &closed,
+            &passed(),
+            &["closed: expected a connection closed without a response, got status 200"],
+        );
+        check(
+            &response(ResponseExpectation::default(), false),
+            &Observed::default(),
+            &["response: expected a response, got the connection was closed without one"],
+        );
+    }
+
+    #[test]
+    fn shows_bytes_that_are_not_text() {
+        assert_eq!(quoted(&[0xff, b'a', 0]), r#""\xffa\x00""#);
+        assert_eq!(quoted(b"a\nb"), r#""a\nb""#);
+        assert!(quoted(&[b'a'; 1000]).ends_with("\"... (1000 bytes)"));
+    }
+
+    #[test]
+    fn describes_what_happened() {
+        assert_eq!(
+            describe(&denied()),
+            "response: 401\n  www-authenticate: \"Bearer\"\n  vary: \"a\"\n  vary: \"b\"\n  \
+             body: \"{\"reason\":\"expired\",\"status\":401}\"\nupstream: not called\ncounters:\n  denied: +1\n"
+        );
+    }
+}
