@@ -1,0 +1,73 @@
+//! The native binaries, built once for demo and tests alike, and the variables that tell them where things are.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use crate::filters;
+use crate::process::{self, Failure, run_shown};
+use crate::progress::Progress;
+use crate::setup::{self, Machine, Part};
+use crate::tools::{DENO, ENVOY};
+use crate::workspace::Workspace;
+
+/// The binary that serves and the one that demonstrates.
+const SERVER: &str = "portcullis";
+const DEMO: &str = "demo";
+
+/// Builds every binary but this one, in the profile that `cargo test` uses.
+///
+/// The whole workspace is named, as `cargo test --workspace` does: cargo compiles a dependency with the features that
+/// the packages named on its command line ask for, so naming two packages here would compile some of them twice.
+pub(crate) fn build(workspace: &Workspace, progress: Progress) -> Result<(), Failure> {
+    progress.step("build the host");
+    let mut cargo = process::cargo();
+    cargo
+        .current_dir(&workspace.root)
+        .args(["build", "--workspace", "--exclude", "xtask", "--bins"]);
+    run_shown(&mut cargo)
+}
+
+/// Tells a program where to find what was set up and built. Tests fail with a remedy if they find nothing.
+pub(crate) fn tell_places(command: &mut Command, workspace: &Workspace, machine: &Machine) {
+    command
+        .env("PORTCULLIS_BIN", binary(workspace, SERVER))
+        .env("PORTCULLIS_FILTERS", workspace.built_filters());
+    for (tool, path) in [(&ENVOY, &machine.envoy), (&DENO, &machine.deno)] {
+        if let Some(path) = path {
+            command.env(tool.variable, path);
+        }
+    }
+}
+
+/// `cargo xtask demo`: sets up, builds, and becomes the demo. Returns only if that failed.
+pub(crate) fn demo(workspace: &Workspace, arguments: &[String], progress: Progress) -> anyhow::Error {
+    match ready_demo(workspace, arguments, progress) {
+        Ok(mut demo) => {
+            // In our place rather than below us: its input, output and signals are then the terminal's own.
+            let error = demo.exec();
+            anyhow::Error::new(error).context(format!("`{}` could not be started", process::shell_line(&demo)))
+        }
+        Err(error) => error,
+    }
+}
+
+fn ready_demo(workspace: &Workspace, arguments: &[String], progress: Progress) -> anyhow::Result<Command> {
+    let machine = setup::run(workspace, &Part::NEEDED, progress)?;
+    let wasm_std = machine
+        .wasm_std
+        .as_ref()
+        .context("the set-up left out the WebAssembly target")?;
+    filters::build(workspace, wasm_std, &[], progress)?;
+    build(workspace, progress)?;
+    let mut demo = Command::new(binary(workspace, DEMO));
+    demo.args(arguments).current_dir(&workspace.root);
+    tell_places(&mut demo, workspace, &machine);
+    Ok(demo)
+}
+
+fn binary(workspace: &Workspace, name: &str) -> PathBuf {
+    workspace.target.join("debug").join(name)
+}
