@@ -1,1 +1,40 @@
 //! Proxy-Wasm ABI 0.2.1 for wasmtime, without I/O.
+//!
+//! A [`Worker`] holds the guests of one thread and the streams that pass through them. It is told what happened
+//! ([`Worker::request_headers`], [`Worker::call_answered`], ...) and says what to do ([`Worker::poll_action`]). It knows no
+//! socket, no async runtime and no clock but the [`Embedder`]'s. The reverse proxy and the test harness are two embedders:
+//! what a filter does in one it does in the other.
+//!
+//! ```text
+//! Engine -> Module -> Plugin --\
+//!                     Shared ---> Worker -> Vm (one per vm_id, VM configuration and module)
+//!                                   |         `- contexts: root per plugin, one per stream
+//!                                   `- streams: filters in order, what each holds back
+//! ```
+//!
+//! Guests are hostile: see [`Limits`] and [`SharedLimits`] for what bounds them, and [`Trapped`] for how they end. The
+//! behaviour is Envoy 1.40's, also where the specification says otherwise.
+
+mod abi;
+mod embedder;
+mod engine;
+mod exchange;
+mod fields;
+mod hostcalls;
+mod pairs;
+mod plugin;
+mod property;
+mod shared;
+mod stream;
+mod vm;
+mod worker;
+
+pub use abi::{Direction, LogLevel};
+pub use embedder::{Embedder, Lint, LogRecord};
+pub use engine::{AbiVersion, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, ModuleLimits, Ticker};
+pub use exchange::{Ending, LocalResponse, Protocol, StreamInfo, TlsInfo, UpstreamInfo};
+pub use fields::FieldMap;
+pub use plugin::{Capabilities, FailurePolicy, Limits, Plugin};
+pub use shared::{Metric, MetricKind, MetricValue, Shared, SharedLimits, Waker};
+pub use vm::{GuestFault, Trapped, VmStartError};
+pub use worker::{Action, Call, CallAnswer, CallId, Part, PluginHealth, PluginState, StartError, StreamId, Worker};

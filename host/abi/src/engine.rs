@@ -1,0 +1,380 @@
+//! [`Engine`], [`Module`]: compiling guests, once per process, and the clock that bounds their callbacks.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use wasmtime::{Config, ExternType, InstancePre, OptLevel, ValType, WasmBacktraceDetails};
+
+use crate::hostcalls::{self, HostFunctions};
+use crate::vm::VmState;
+
+/// How often the clock for callbacks ticks. A callback ends at most this long after its time is up.
+pub const EPOCH: Duration = Duration::from_millis(5);
+
+/// What an [`Engine`] is made with.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Bytes of machine stack a guest may use. Default 512 KiB, wasmtime's own: guests keep large data in linear
+    /// memory, and one worker thread has 2 MiB.
+    pub stack_bytes_max: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            stack_bytes_max: 512 * 1024,
+        }
+    }
+}
+
+/// The compiler and runtime that all guests of a process share. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) wasmtime: wasmtime::Engine,
+    functions: Arc<HostFunctions>,
+}
+
+/// An engine that could not be made: the machine lacks something that wasmtime needs.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the WebAssembly engine: {0:#}")]
+pub struct EngineError(wasmtime::Error);
+
+impl Engine {
+    /// Sets up wasmtime.
+    ///
+    /// # Errors
+    /// Where wasmtime cannot generate code for this machine.
+    pub fn new(options: &EngineOptions) -> Result<Engine, EngineError> {
+        let mut config = Config::new();
+        config
+            .epoch_interruption(true)
+            .max_wasm_stack(options.stack_bytes_max)
+            .cranelift_opt_level(OptLevel::Speed)
+            .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+            .memory_init_cow(true);
+        let wasmtime = wasmtime::Engine::new(&config).map_err(EngineError)?;
+        let functions = Arc::new(hostcalls::host_functions(&wasmtime).map_err(EngineError)?);
+        Ok(Engine { wasmtime, functions })
+    }
+
+    /// Starts the thread by whose clock callbacks are bounded. Without it no callback is ever ended.
+    pub fn start_ticker(&self) -> Ticker {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("epoch".into()).spawn({
+            let (engine, stop) = (self.wasmtime.clone(), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::park_timeout(EPOCH);
+                    engine.increment_epoch();
+                }
+            }
+        });
+        Ticker {
+            stop,
+            thread: thread.ok(),
+        }
+    }
+}
+
+/// Keeps callbacks bounded while it lives.
+#[must_use = "callbacks are bounded only while the ticker lives"]
+pub struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// Whether the thread could be started.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // The thread does nothing but tick; a panic in it could only be wasmtime's, and there is nobody to tell.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Which Proxy-Wasm ABI a module was built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AbiVersion {
+    /// 0.1.0: two-argument header callbacks, a few functions that were replaced later.
+    V0_1_0,
+    /// 0.2.0.
+    V0_2_0,
+    /// 0.2.1: 0.2.0 and `proxy_get_log_level`.
+    V0_2_1,
+}
+
+impl AbiVersion {
+    fn export(self) -> &'static str {
+        match self {
+            AbiVersion::V0_1_0 => "proxy_abi_version_0_1_0",
+            AbiVersion::V0_2_0 => "proxy_abi_version_0_2_0",
+            AbiVersion::V0_2_1 => "proxy_abi_version_0_2_1",
+        }
+    }
+}
+
+/// What a module may cost when it is loaded.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ModuleLimits {
+    /// Bytes of the `.wasm` file. Default 32 MiB: Go guests have 1 to 4 MiB, and compiling takes memory in proportion.
+    pub module_bytes_max: usize,
+}
+
+impl Default for ModuleLimits {
+    fn default() -> ModuleLimits {
+        ModuleLimits {
+            module_bytes_max: 32 * 1024 * 1024,
+        }
+    }
+}
+
+/// Why a module cannot be a plugin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModuleError {
+    /// The file is larger than allowed.
+    #[error(
+        "the module has {bytes} bytes, more than the {max} allowed\n  hint: strip debug sections, or raise `limits.module_bytes`"
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The bytes are no WebAssembly module this host can run.
+    #[error(
+        "not a WebAssembly module this host can run: {0:#}\n  hint: build it for `wasm32-wasip1` (a core module, not a component)"
+    )]
+    Invalid(wasmtime::Error),
+    /// None of the marks of Proxy-Wasm is exported.
+    #[error(
+        "the module is no Proxy-Wasm plugin: it exports none of `proxy_abi_version_0_2_1`, `proxy_abi_version_0_2_0`, \
+         `proxy_abi_version_0_1_0`\n  hint: build it with a Proxy-Wasm SDK, as a library (for Rust: crate-type `cdylib`)"
+    )]
+    NoAbiVersion,
+    /// Something every plugin must export is missing.
+    #[error("the module lacks the export `{export}`, {purpose}\n  hint: {hint}")]
+    MissingExport {
+        /// Its name.
+        export: &'static str,
+        /// What the host needs it for.
+        purpose: &'static str,
+        /// How to get it.
+        hint: &'static str,
+    },
+    /// An export has another type than the ABI gives it.
+    #[error(
+        "the export `{export}` has type {found}, the ABI has {expected}\n  hint: build it with an SDK for Proxy-Wasm ABI 0.2.1"
+    )]
+    ExportType {
+        /// Its name.
+        export: String,
+        /// Its type in the module.
+        found: String,
+        /// Its type in the ABI.
+        expected: String,
+    },
+    /// The module wants functions that this host does not have.
+    #[error("the module imports what this host does not have: {}\n  hint: Proxy-Wasm plugins may import the ABI's `env.proxy_*` functions and a part of WASI preview 1", .0.join(", "))]
+    UnknownImports(Vec<String>),
+    /// An import has another type than the host's function.
+    #[error("the module's imports do not fit: {0:#}")]
+    ImportType(wasmtime::Error),
+}
+
+/// A compiled module that was checked against the ABI. Cheap to clone; shared by all workers.
+#[derive(Clone)]
+pub struct Module {
+    inner: Arc<ModuleInner>,
+}
+
+struct ModuleInner {
+    engine: Engine,
+    instance_pre: InstancePre<VmState>,
+    abi: AbiVersion,
+    sha256: [u8; 32],
+}
+
+impl Module {
+    /// Compiles `wasm` and checks that it is a plugin this host can run.
+    ///
+    /// # Errors
+    /// Says what is missing or does not fit, and what to do about it.
+    pub fn from_bytes(engine: &Engine, wasm: &[u8], limits: &ModuleLimits) -> Result<Module, ModuleError> {
+        if wasm.len() > limits.module_bytes_max {
+            return Err(ModuleError::TooLarge {
+                bytes: wasm.len(),
+                max: limits.module_bytes_max,
+            });
+        }
+        let module = wasmtime::Module::from_binary(&engine.wasmtime, wasm).map_err(ModuleError::Invalid)?;
+        let abi = abi_version(&module)?;
+        check_exports(&module)?;
+        check_imports(&module, &engine.functions)?;
+        let instance_pre = engine
+            .functions
+            .linker
+            .instantiate_pre(&module)
+            .map_err(ModuleError::ImportType)?;
+        let sha256 = Sha256::digest(wasm).into();
+        Ok(Module {
+            inner: Arc::new(ModuleInner {
+                engine: engine.clone(),
+                instance_pre,
+                abi,
+                sha256,
+            }),
+        })
+    }
+
+    /// The ABI it was built for: the newest it claims.
+    pub fn abi(&self) -> AbiVersion {
+        self.inner.abi
+    }
+
+    /// Hash of the `.wasm` file.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.inner.sha256
+    }
+
+    /// Names of the host functions it imports, as `module.name`, sorted.
+    pub fn imports(&self) -> BTreeSet<String> {
+        self.inner
+            .instance_pre
+            .module()
+            .imports()
+            .map(|import| format!("{}.{}", import.module(), import.name()))
+            .collect()
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.inner.engine
+    }
+
+    pub(crate) fn instance_pre(&self) -> &InstancePre<VmState> {
+        &self.inner.instance_pre
+    }
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Module")
+            .field("abi", &self.inner.abi)
+            .finish_non_exhaustive()
+    }
+}
+
+fn abi_version(module: &wasmtime::Module) -> Result<AbiVersion, ModuleError> {
+    [AbiVersion::V0_2_1, AbiVersion::V0_2_0, AbiVersion::V0_1_0]
+        .into_iter()
+        .find(|version| module.get_export(version.export()).is_some())
+        .ok_or(ModuleError::NoAbiVersion)
+}
+
+fn check_exports(module: &wasmtime::Module) -> Result<(), ModuleError> {
+    if !matches!(module.get_export("memory"), Some(ExternType::Memory(_))) {
+        return Err(ModuleError::MissingExport {
+            export: "memory",
+            purpose: "through which all values pass",
+            hint: "link with `--export-memory`, or build with a Proxy-Wasm SDK",
+        });
+    }
+    if module.get_export("proxy_on_memory_allocate").is_none() && module.get_export("malloc").is_none() {
+        return Err(ModuleError::MissingExport {
+            export: "proxy_on_memory_allocate",
+            purpose: "by which the host gets room for its answers (`malloc` would do as well)",
+            hint: "build with a Proxy-Wasm SDK, which exports it",
+        });
+    }
+    for (name, params, results) in CALLBACKS {
+        let Some(export) = module.get_export(name) else {
+            continue;
+        };
+        let found = match &export {
+            ExternType::Func(func)
+                if func.params().all(|ty| matches!(ty, ValType::I32))
+                    && func.results().all(|ty| matches!(ty, ValType::I32)) =>
+            {
+                (func.params().len(), func.results().len())
+            }
+            _ => (usize::MAX, usize::MAX),
+        };
+        let fits = found == (*params, *results)
+            // ABI 0.1.0 did not yet say whether headers end the stream.
+            || (name.ends_with("_headers") && found == (2, 1));
+        if !fits {
+            return Err(ModuleError::ExportType {
+                export: (*name).into(),
+                found: describe(&export),
+                expected: format!(
+                    "({}) -> ({})",
+                    "i32 ".repeat(*params).trim_end(),
+                    "i32 ".repeat(*results).trim_end()
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn describe(export: &ExternType) -> String {
+    match export {
+        ExternType::Func(func) => {
+            let list =
+                |types: &mut dyn Iterator<Item = ValType>| types.map(|ty| ty.to_string()).collect::<Vec<_>>().join(" ");
+            format!("({}) -> ({})", list(&mut func.params()), list(&mut func.results()))
+        }
+        ExternType::Memory(_) => "memory".into(),
+        ExternType::Table(_) => "table".into(),
+        _ => "another kind than a function".into(),
+    }
+}
+
+fn check_imports(module: &wasmtime::Module, functions: &HostFunctions) -> Result<(), ModuleError> {
+    let unknown: Vec<String> = module
+        .imports()
+        .filter(|import| !functions.names.contains(&(import.module(), import.name())))
+        .map(|import| format!("`{}.{}`", import.module(), import.name()))
+        .collect();
+    if unknown.is_empty() {
+        Ok(())
+    } else {
+        Err(ModuleError::UnknownImports(unknown))
+    }
+}
+
+/// Callbacks of the ABI: name, number of `i32` parameters, number of `i32` results.
+pub(crate) const CALLBACKS: &[(&str, usize, usize)] = &[
+    ("proxy_on_memory_allocate", 1, 1),
+    ("malloc", 1, 1),
+    ("proxy_on_context_create", 2, 0),
+    ("proxy_on_vm_start", 2, 1),
+    ("proxy_on_configure", 2, 1),
+    ("proxy_on_tick", 1, 0),
+    ("proxy_on_queue_ready", 2, 0),
+    ("proxy_on_request_headers", 3, 1),
+    ("proxy_on_request_body", 3, 1),
+    ("proxy_on_request_trailers", 2, 1),
+    ("proxy_on_response_headers", 3, 1),
+    ("proxy_on_response_body", 3, 1),
+    ("proxy_on_response_trailers", 2, 1),
+    ("proxy_on_http_call_response", 5, 0),
+    ("proxy_on_done", 1, 1),
+    ("proxy_on_log", 1, 0),
+    ("proxy_on_delete", 1, 0),
+];

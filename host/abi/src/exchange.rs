@@ -1,0 +1,296 @@
+//! One request and its response as the guests of a chain see them.
+//!
+//! All filters of a stream look at the same exchange; what each of them may see and change at the moment is kept per
+//! stage. Shared between the stream and its guests on one thread, and never borrowed across a call into a guest.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::abi::{Direction, MapType};
+use crate::fields::FieldMap;
+
+/// Version of HTTP that a client speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    #[default]
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Protocol {
+    /// As in a request line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Http10 => "HTTP/1.0",
+            Protocol::Http11 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// What is known of a client's TLS session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsInfo {
+    /// E.g. `TLSv1.3`.
+    pub version: String,
+    /// Server name the client asked for (SNI), if any.
+    pub server_name: String,
+    /// Whether the client presented a certificate that was accepted.
+    pub client_certificate_accepted: bool,
+}
+
+/// What is known of a stream when it begins. Properties are answered from it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StreamInfo {
+    /// The client.
+    pub source_address: Option<SocketAddr>,
+    /// Where it connected to.
+    pub destination_address: Option<SocketAddr>,
+    /// The request's id, also in its field `x-request-id`.
+    pub request_id: String,
+    /// Version of HTTP.
+    pub protocol: Protocol,
+    /// When the request began, in nanoseconds since 1970.
+    pub start_unix_nanos: u64,
+    /// Number of the client's connection.
+    pub connection_id: u64,
+    /// Present on a TLS connection.
+    pub tls: Option<TlsInfo>,
+    /// Name of the route that was chosen.
+    pub route_name: String,
+    /// Name of the upstream that the route leads to.
+    pub cluster_name: String,
+    /// Name of the listener.
+    pub listener_name: String,
+    /// Bytes of body that may wait in the chain, per direction. Default 1 MiB, Envoy's.
+    pub buffer_bytes_max: usize,
+}
+
+impl Default for StreamInfo {
+    fn default() -> StreamInfo {
+        StreamInfo {
+            source_address: None,
+            destination_address: None,
+            request_id: String::new(),
+            protocol: Protocol::default(),
+            start_unix_nanos: 0,
+            connection_id: 0,
+            tls: None,
+            route_name: String::new(),
+            cluster_name: String::new(),
+            listener_name: String::new(),
+            buffer_bytes_max: 1024 * 1024,
+        }
+    }
+}
+
+/// What is known of the upstream once it was chosen.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamInfo {
+    /// Its address.
+    pub address: Option<SocketAddr>,
+}
+
+/// How a stream ended, for `on_log`.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// From the first byte of the request to the last of the response.
+    pub duration: std::time::Duration,
+    /// Details of the response code, e.g. `via_upstream`.
+    pub response_code_details: String,
+    /// Envoy's response flags as a bit set.
+    pub response_flags: u64,
+}
+
+/// An answer made here rather than by the upstream.
+#[derive(Clone, Default)]
+pub struct LocalResponse {
+    /// Status code.
+    pub status: u16,
+    /// Response code details, for logs only.
+    pub details: String,
+    /// Body; `content-length` is derived from it.
+    pub body: Bytes,
+    /// Further fields.
+    pub fields: FieldMap,
+    /// Trailers-only gRPC answer where set.
+    pub grpc_status: Option<u32>,
+}
+
+impl std::fmt::Debug for LocalResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalResponse")
+            .field("status", &self.status)
+            .field("details", &self.details)
+            .field("fields", &self.fields)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a guest asked for in a callback; carried out once the callback has returned.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub(crate) resume_request: bool,
+    pub(crate) resume_response: bool,
+    pub(crate) local_response: Option<LocalResponse>,
+    pub(crate) reset: bool,
+}
+
+/// What one filter may see of the exchange at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct StageView {
+    pub(crate) request_headers: bool,
+    pub(crate) request_trailers: bool,
+    pub(crate) response_headers: bool,
+    pub(crate) response_trailers: bool,
+    pub(crate) request_body: Option<BytesMut>,
+    pub(crate) response_body: Option<BytesMut>,
+    /// The body callback under way is the last of its direction: trailers can still be added.
+    pub(crate) last_body: Option<Direction>,
+    /// A guest has changed the body of this direction since the worker last looked.
+    pub(crate) edited: bool,
+    /// `on_log`: everything can be read, nothing changed.
+    pub(crate) logging: bool,
+    pub(crate) asked: Asked,
+}
+
+impl StageView {
+    pub(crate) fn body(&self, direction: Direction) -> Option<&[u8]> {
+        match direction {
+            Direction::Request => self.request_body.as_deref(),
+            Direction::Response => self.response_body.as_deref(),
+        }
+    }
+
+    pub(crate) fn body_mut(&mut self, direction: Direction) -> &mut Option<BytesMut> {
+        match direction {
+            Direction::Request => &mut self.request_body,
+            Direction::Response => &mut self.response_body,
+        }
+    }
+
+    /// After a guest resumed a direction, nothing of it can be seen any more, at once.
+    pub(crate) fn hide(&mut self, direction: Direction) {
+        match direction {
+            Direction::Request => {
+                self.request_headers = false;
+                self.request_trailers = false;
+            }
+            Direction::Response => {
+                self.response_headers = false;
+                self.response_trailers = false;
+            }
+        }
+    }
+
+    pub(crate) fn set_headers_visible(&mut self, direction: Direction, visible: bool) {
+        match direction {
+            Direction::Request => self.request_headers = visible,
+            Direction::Response => self.response_headers = visible,
+        }
+    }
+
+    pub(crate) fn set_trailers_visible(&mut self, direction: Direction, visible: bool) {
+        match direction {
+            Direction::Request => self.request_trailers = visible,
+            Direction::Response => self.response_trailers = visible,
+        }
+    }
+}
+
+/// One request and its response.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange {
+    pub(crate) info: StreamInfo,
+    pub(crate) upstream: Option<UpstreamInfo>,
+    pub(crate) ending: Option<Ending>,
+    pub(crate) request_headers: FieldMap,
+    pub(crate) request_trailers: Option<FieldMap>,
+    pub(crate) response_headers: Option<FieldMap>,
+    pub(crate) response_trailers: Option<FieldMap>,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+    /// Values that guests keep with the stream, by path.
+    pub(crate) filter_state: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) route_cleared: bool,
+    pub(crate) stages: Vec<StageView>,
+}
+
+impl Exchange {
+    /// The map as this stage may read it now.
+    pub(crate) fn map(&self, stage: usize, map: MapType) -> Option<&FieldMap> {
+        let view = self.stages.get(stage)?;
+        match map {
+            MapType::RequestHeaders => (view.request_headers || view.logging).then_some(&self.request_headers),
+            MapType::RequestTrailers => self
+                .request_trailers
+                .as_ref()
+                .filter(|_| view.request_trailers || view.logging),
+            MapType::ResponseHeaders => self
+                .response_headers
+                .as_ref()
+                .filter(|_| view.response_headers || view.logging),
+            MapType::ResponseTrailers => self
+                .response_trailers
+                .as_ref()
+                .filter(|_| view.response_trailers || view.logging),
+            _ => None,
+        }
+    }
+
+    /// The map as this stage may change it now. In the last body callback trailers come into being this way.
+    pub(crate) fn map_mut(&mut self, stage: usize, map: MapType) -> Option<&mut FieldMap> {
+        let view = self.stages.get_mut(stage)?;
+        if view.logging {
+            return None;
+        }
+        match map {
+            MapType::RequestHeaders => view.request_headers.then_some(&mut self.request_headers),
+            MapType::ResponseHeaders => self.response_headers.as_mut().filter(|_| view.response_headers),
+            MapType::RequestTrailers => {
+                if view.last_body == Some(Direction::Request) && self.request_trailers.is_none() {
+                    view.request_trailers = true;
+                    self.request_trailers = Some(FieldMap::new());
+                }
+                self.request_trailers.as_mut().filter(|_| view.request_trailers)
+            }
+            MapType::ResponseTrailers => {
+                if view.last_body == Some(Direction::Response) && self.response_trailers.is_none() {
+                    view.response_trailers = true;
+                    self.response_trailers = Some(FieldMap::new());
+                }
+                self.response_trailers.as_mut().filter(|_| view.response_trailers)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn headers(&self, direction: Direction) -> Option<&FieldMap> {
+        match direction {
+            Direction::Request => Some(&self.request_headers),
+            Direction::Response => self.response_headers.as_ref(),
+        }
+    }
+
+    pub(crate) fn headers_mut(&mut self, direction: Direction) -> Option<&mut FieldMap> {
+        match direction {
+            Direction::Request => Some(&mut self.request_headers),
+            Direction::Response => self.response_headers.as_mut(),
+        }
+    }
+
+    pub(crate) fn trailers_mut(&mut self, direction: Direction) -> &mut Option<FieldMap> {
+        match direction {
+            Direction::Request => &mut self.request_trailers,
+            Direction::Response => &mut self.response_trailers,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Log, time, contexts, properties.
+
+use std::time::Duration;
+
+use super::{Answer, Call};
+use crate::abi::{LogLevel, Status};
+use crate::property;
+use crate::vm::Doing;
+
+pub(super) fn log(call: &mut Call<'_>, level: u32, message: u32, len: u32) -> Answer {
+    let Some(level) = LogLevel::from_u32(level) else {
+        return Ok(call.because("levels go from 0 to 5", Status::BadArgument));
+    };
+    if level < call.state().embedder.borrow().log_level() {
+        return Ok(Status::Ok);
+    }
+    let most = call.state().plugin.limits.log_line_bytes_max;
+    let message = call.bytes(message, len)?;
+    let message = message[..message.len().min(most)].to_vec();
+    call.state_mut().log(level, &message);
+    Ok(Status::Ok)
+}
+
+pub(super) fn get_log_level(call: &mut Call<'_>, ret: u32) -> Answer {
+    let level = call.state().embedder.borrow().log_level();
+    call.write_u32(ret, level as u32)?;
+    Ok(Status::Ok)
+}
+
+pub(super) fn get_time(call: &mut Call<'_>, ret: u32) -> Answer {
+    let now = call.state().embedder.borrow().unix_nanos();
+    call.write_u64(ret, now)?;
+    Ok(Status::Ok)
+}
+
+/// The period is the root context's, also when a stream's callback sets it.
+pub(super) fn set_tick_period(call: &mut Call<'_>, milliseconds: u32) -> Answer {
+    let state = call.state_mut();
+    let now = state.embedder.borrow().monotonic();
+    if let Some(root) = state.effective_root().and_then(|root| state.roots.get_mut(&root)) {
+        let period = (milliseconds > 0).then(|| Duration::from_millis(u64::from(milliseconds)));
+        root.tick_period = period;
+        root.next_tick = period.map(|period| now + period);
+    }
+    Ok(Status::Ok)
+}
+
+pub(super) fn set_effective_context(call: &mut Call<'_>, id: u32) -> Answer {
+    let state = call.state_mut();
+    if state.root_id_of(id).is_none() {
+        return Ok(Status::BadArgument);
+    }
+    state.effective = id;
+    Ok(Status::Ok)
+}
+
+pub(super) fn done(call: &mut Call<'_>) -> Answer {
+    let state = call.state_mut();
+    let root = state.effective_root().and_then(|root| state.roots.get_mut(&root));
+    match root {
+        Some(root) if root.done_pending => {
+            root.done_pending = false;
+            Ok(Status::Ok)
+        }
+        _ => Ok(call.because(
+            "nothing waits for it: `proxy_on_done` has not answered no",
+            Status::NotFound,
+        )),
+    }
+}
+
+pub(super) fn get_property(call: &mut Call<'_>, path: u32, len: u32, ret: u32, ret_len: u32) -> Answer {
+    if len == 0 {
+        return Ok(Status::SerializationFailure);
+    }
+    call.give_filled(ret, ret_len, |call, out| {
+        let path = call.bytes(path, len)?;
+        let state = call.state();
+        let plugin = state.current_plugin();
+        let stream = state.effective_stream();
+        let found = match stream {
+            None => property::get(&plugin, None, path, out),
+            Some(context) => {
+                let exchange = context.exchange.borrow();
+                property::get(&plugin, Some((&exchange, context.stage)), path, out)
+            }
+        };
+        Ok(if found.is_some() { Status::Ok } else { Status::NotFound })
+    })
+}
+
+pub(super) fn set_property(call: &mut Call<'_>, path: u32, len: u32, value: u32, value_len: u32) -> Answer {
+    let key = [b"wasm.", call.bytes(path, len)?].concat();
+    let value = call.bytes(value, value_len)?.to_vec();
+    set_filter_state(call, key, value)
+}
+
+/// Keeps a value with the stream, where other filters find it.
+pub(super) fn set_filter_state(call: &mut Call<'_>, key: Vec<u8>, value: Vec<u8>) -> Answer {
+    let limits = call.state().plugin.limits.clone();
+    let Some(context) = call.state().effective_stream() else {
+        return Ok(call.because("a root context has no stream to keep it with", Status::NotFound));
+    };
+    let mut exchange = context.exchange.borrow_mut();
+    let values = &mut exchange.filter_state;
+    let room = values.len() < limits.properties_max && value.len() <= limits.map_bytes_max;
+    let status = match values.get_mut(&key) {
+        Some(stored) if value.len() <= limits.map_bytes_max => {
+            *stored = value;
+            Status::Ok
+        }
+        None if room => {
+            values.insert(key, value);
+            Status::Ok
+        }
+        _ => Status::InternalFailure,
+    };
+    drop(exchange);
+    if status == Status::InternalFailure {
+        call.reason = Some("the stream has as many properties as allowed, or the value is too large".into());
+    }
+    Ok(status)
+}
+
+pub(super) fn get_configuration(call: &mut Call<'_>, ret: u32, ret_len: u32) -> Answer {
+    if call.state().callback.doing != Doing::Configuring {
+        return Ok(call.because(
+            "the configuration can be read in `proxy_on_configure` only",
+            Status::NotFound,
+        ));
+    }
+    call.give_filled(ret, ret_len, |call, out| {
+        out.extend_from_slice(&call.state().current_plugin().configuration);
+        Ok(Status::Ok)
+    })
+}

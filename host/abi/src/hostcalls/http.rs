@@ -1,0 +1,651 @@
+//! Buffers, maps, streams, local responses, callouts.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Answer, Call};
+use crate::abi::{BufferType, Direction, MapType, Status};
+use crate::exchange::LocalResponse;
+use crate::fields::FieldMap;
+use crate::pairs;
+use crate::plugin::Limits;
+use crate::vm::{Doing, GuestFault, NewCall, VmState};
+
+const RELEASED: &str = "the map is not there now; request headers, for one, can't be touched any more once they were \
+                        released: copy what later phases need";
+
+// ---- buffers
+
+pub(super) fn get_buffer(call: &mut Call<'_>, buffer: u32, start: u32, most: u32, ret: u32, ret_len: u32) -> Answer {
+    let Some(buffer) = BufferType::from_u32(buffer) else {
+        return Ok(call.because("there is no such buffer", Status::BadArgument));
+    };
+    call.give_filled(ret, ret_len, |call, out| {
+        let found = with_buffer(call.state(), buffer, |bytes| {
+            // Outside the buffer there are no bytes, which is no error.
+            let rest = bytes.get(start as usize..).unwrap_or_default();
+            out.extend_from_slice(&rest[..rest.len().min(most as usize)]);
+        });
+        Ok(if found.is_some() { Status::Ok } else { Status::NotFound })
+    })
+}
+
+/// Shows a buffer that the guest may read now.
+fn with_buffer<R>(state: &VmState, buffer: BufferType, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    let root = || state.effective_root().and_then(|root| state.roots.get(&root));
+    match buffer {
+        BufferType::RequestBody | BufferType::ResponseBody => {
+            let context = state.effective_stream()?;
+            let exchange = context.exchange.borrow();
+            let view = exchange.stages.get(context.stage)?;
+            let direction = if buffer == BufferType::RequestBody {
+                Direction::Request
+            } else {
+                Direction::Response
+            };
+            Some(read(view.body(direction)?))
+        }
+        BufferType::CallResponseBody => Some(read(&root()?.call_view.as_ref()?.body)),
+        BufferType::VmConfiguration => Some(read(&state.plugin.vm_configuration)),
+        BufferType::PluginConfiguration if state.callback.doing == Doing::Configuring => {
+            Some(read(&root()?.plugin.configuration))
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn set_buffer(call: &mut Call<'_>, buffer: u32, start: u32, size: u32, value: u32, len: u32) -> Answer {
+    let direction = match BufferType::from_u32(buffer) {
+        Some(BufferType::RequestBody) => Direction::Request,
+        Some(BufferType::ResponseBody) => Direction::Response,
+        Some(_) => return Ok(call.because("the buffer can only be read", Status::BadArgument)),
+        None => return Ok(call.because("there is no such buffer", Status::BadArgument)),
+    };
+    let name = call.name;
+    let (memory, state) = call.parts();
+    let value = super::range(memory, name, value, len)?;
+    let most = state.plugin.limits.buffer_bytes_max;
+    let Some(context) = state.effective_stream() else {
+        return Ok(call.because("a root context has no stream", Status::NotFound));
+    };
+    let mut exchange = context.exchange.borrow_mut();
+    let view = exchange.stages.get_mut(context.stage).filter(|view| !view.logging);
+    let Some(view) = view.filter(|view| view.body(direction).is_some()) else {
+        drop(exchange);
+        return Ok(call.because("there is no body now", Status::NotFound));
+    };
+    view.edited = true;
+    let body = view.body_mut(direction).get_or_insert_default();
+    let (start, size) = (start as usize, size as usize);
+    let kept = if start == 0 {
+        body.len().saturating_sub(size)
+    } else {
+        body.len()
+    };
+    if kept + value.len() > most {
+        drop(exchange);
+        return Ok(call.because(
+            "the body would become larger than `limits.buffer` allows",
+            Status::InternalFailure,
+        ));
+    }
+    if start == 0 {
+        let rest = body.split_off(size.min(body.len()));
+        *body = BytesMut::with_capacity(value.len() + rest.len());
+        body.extend_from_slice(value);
+        body.extend_from_slice(&rest);
+    } else if start >= body.len() {
+        body.extend_from_slice(value);
+    } else {
+        drop(exchange);
+        return Ok(call.because(
+            "Envoy replaces at the start of a body or appends behind its end, nowhere between",
+            Status::BadArgument,
+        ));
+    }
+    Ok(Status::Ok)
+}
+
+pub(super) fn get_buffer_status(call: &mut Call<'_>, buffer: u32, ret_len: u32, ret_flags: u32) -> Answer {
+    let Some(buffer) = BufferType::from_u32(buffer) else {
+        return Ok(call.because("there is no such buffer", Status::BadArgument));
+    };
+    let Some(len) = with_buffer(call.state(), buffer, <[u8]>::len) else {
+        return Ok(call.because("the buffer is not there now", Status::NotFound));
+    };
+    call.write_u32(ret_len, len as u32)?;
+    call.write_u32(ret_flags, 0)?;
+    Ok(Status::Ok)
+}
+
+// ---- maps
+
+/// Shows a map that the guest may read now.
+fn with_map<R>(state: &VmState, map: MapType, read: impl FnOnce(&FieldMap) -> R) -> Option<R> {
+    match map {
+        MapType::CallResponseHeaders | MapType::CallResponseTrailers => {
+            let view = state.roots.get(&state.effective_root()?)?.call_view.as_ref()?;
+            Some(read(if map == MapType::CallResponseHeaders {
+                &view.fields
+            } else {
+                &view.trailers
+            }))
+        }
+        MapType::GrpcInitialMetadata | MapType::GrpcTrailingMetadata => None,
+        _ => {
+            let context = state.effective_stream()?;
+            let exchange = context.exchange.borrow();
+            exchange.map(context.stage, map).map(read)
+        }
+    }
+}
+
+/// Lets a map be changed that the guest may change now.
+fn with_map_mut<R>(state: &VmState, map: MapType, change: impl FnOnce(&mut FieldMap, &Limits) -> R) -> Option<R> {
+    let context = state.effective_stream()?;
+    let mut exchange = context.exchange.borrow_mut();
+    exchange
+        .map_mut(context.stage, map)
+        .map(|fields| change(fields, &state.plugin.limits))
+}
+
+fn map_type(call: &mut Call<'_>, map: u32) -> Result<MapType, Status> {
+    match MapType::from_u32(map) {
+        Some(map) => Ok(map),
+        None => Err(call.because("there is no such map", Status::BadArgument)),
+    }
+}
+
+pub(super) fn get_map_size(call: &mut Call<'_>, map: u32, ret: u32) -> Answer {
+    let map = match map_type(call, map) {
+        Ok(map) => map,
+        Err(status) => return Ok(status),
+    };
+    let Some(size) = with_map_mut(call.state(), map, |fields, _| fields.byte_size()) else {
+        return Ok(call.because(
+            "Envoy tells the size of maps that can be changed, only",
+            Status::BadArgument,
+        ));
+    };
+    call.write_u32(ret, size as u32)?;
+    Ok(Status::Ok)
+}
+
+pub(super) fn get_map(call: &mut Call<'_>, map: u32, ret: u32, ret_len: u32) -> Answer {
+    let map = match map_type(call, map) {
+        Ok(map) => map,
+        Err(status) => return Ok(status),
+    };
+    let mut available = true;
+    let status = call.give_filled(ret, ret_len, |call, out| {
+        available = with_map(call.state(), map, |fields| pairs::encode(fields.iter(), out)).is_some();
+        Ok(Status::Ok)
+    })?;
+    if !available && matches!(map, MapType::RequestHeaders | MapType::ResponseHeaders) {
+        call.lint(format!(
+            "answers an empty map, though no map is there to be read: {RELEASED}"
+        ));
+    }
+    Ok(status)
+}
+
+pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> Answer {
+    let map = match map_type(call, map) {
+        Ok(map) => map,
+        Err(status) => return Ok(status),
+    };
+    let fields = match pairs::decode(call.bytes(pointer, len)?) {
+        Ok(fields) => fields,
+        Err(error) => return Ok(call.because(error.to_string(), Status::BadArgument)),
+    };
+    if let Err(reason) = fields.iter().try_for_each(|(name, value)| check_line(map, name, value)) {
+        return Ok(call.because(reason, Status::BadArgument));
+    }
+    let changed = with_map_mut(call.state(), map, |target, limits| {
+        let fits = fields.len() <= limits.map_lines_max && fields.byte_size() <= limits.map_bytes_max;
+        if fits {
+            *target = fields;
+        }
+        fits
+    });
+    changed_status(call, changed)
+}
+
+fn changed_status(call: &mut Call<'_>, changed: Option<bool>) -> Answer {
+    Ok(match changed {
+        Some(true) => Status::Ok,
+        Some(false) => call.because(
+            "the map would become larger than `limits` allows",
+            Status::InternalFailure,
+        ),
+        None => call.because(RELEASED, Status::BadArgument),
+    })
+}
+
+pub(super) fn get_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32, ret: u32, ret_len: u32) -> Answer {
+    let map = match map_type(call, map) {
+        Ok(map) => map,
+        Err(status) => return Ok(status),
+    };
+    call.give_filled(ret, ret_len, |call, out| {
+        let name = call.bytes(name, name_len)?;
+        let found = with_map(call.state(), map, |fields| {
+            fields.get(name).map(|value| out.extend_from_slice(value)).is_some()
+        });
+        Ok(match found {
+            Some(true) => Status::Ok,
+            Some(false) => Status::NotFound,
+            None => call.because(RELEASED, Status::BadArgument),
+        })
+    })
+}
+
+pub(super) fn add_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32, value: u32, value_len: u32) -> Answer {
+    change_field(
+        call,
+        map,
+        (name, name_len),
+        (value, value_len),
+        |fields, name, value| {
+            // A second pseudo-header of a name would be two answers to one question.
+            if name.first() == Some(&b':') {
+                fields.set(name, value)
+            } else {
+                fields.push(name, value)
+            }
+        },
+    )
+}
+
+pub(super) fn replace_field(
+    call: &mut Call<'_>,
+    map: u32,
+    name: u32,
+    name_len: u32,
+    value: u32,
+    value_len: u32,
+) -> Answer {
+    change_field(call, map, (name, name_len), (value, value_len), FieldMap::set)
+}
+
+fn change_field(
+    call: &mut Call<'_>,
+    map: u32,
+    name: (u32, u32),
+    value: (u32, u32),
+    change: impl FnOnce(&mut FieldMap, &[u8], &[u8]),
+) -> Answer {
+    let map = match map_type(call, map) {
+        Ok(map) => map,
+        Err(status) => return Ok(status),
+    };
+    let name = call.bytes(name.0, name.1)?;
+    let value = call.bytes(value.0, value.1)?;
+    if let Err(reason) = check_line(map, name, value) {
+        return Ok(call.because(reason, Status::BadArgument));
+    }
+    let changed = with_map_mut(call.state(), map, |fields, limits| {
+        let fits = fields.len() < limits.map_lines_max
+            && fields.byte_size() + name.len() + value.len() <= limits.map_bytes_max;
+        if fits {
+            change(fields, name, value);
+        }
+        fits
+    });
+    changed_status(call, changed)
+}
+
+pub(super) fn remove_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32) -> Answer {
+    let map = match map_type(call, map) {
+        Ok(map) => map,
+        Err(status) => return Ok(status),
+    };
+    let name = call.bytes(name, name_len)?;
+    let removed = with_map_mut(call.state(), map, |fields, _| {
+        fields.remove(name);
+        true
+    });
+    changed_status(call, removed)
+}
+
+/// A line that would become another message on the wire is refused (RFC 9110, section 5.5; RFC 9113, section 8.2.1).
+fn check_line(map: MapType, name: &[u8], value: &[u8]) -> Result<(), String> {
+    let token = name.strip_prefix(b":").unwrap_or(name);
+    let is_token = !token.is_empty()
+        && token
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
+    if !is_token {
+        return Err("a field name consists of token characters".into());
+    }
+    if value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
+        return Err("a field value has no CR, LF or NUL".into());
+    }
+    if name.first() == Some(&b':') {
+        let known: &[&[u8]] = match map {
+            MapType::RequestHeaders => &[b":method", b":scheme", b":authority", b":path", b":protocol"],
+            MapType::ResponseHeaders => &[b":status"],
+            _ => &[],
+        };
+        if !known.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+            return Err("there is no such pseudo-header in this map".into());
+        }
+    }
+    Ok(())
+}
+
+// ---- streams
+
+/// Notes what a guest asks of its stream; it is done once the guest has returned.
+fn ask(call: &mut Call<'_>, ask: impl FnOnce(&mut crate::exchange::StageView)) -> bool {
+    let state = call.state_mut();
+    let Some(context) = state.streams.get(&state.effective) else {
+        return false;
+    };
+    let touched = (context.stream, context.stage);
+    if let Some(view) = context.exchange.borrow_mut().stages.get_mut(context.stage) {
+        ask(view);
+    }
+    state.touched.push(touched);
+    true
+}
+
+pub(super) fn continue_stream(call: &mut Call<'_>, stream: u32) -> Answer {
+    match stream {
+        0 => continue_request(call),
+        1 => continue_response(call),
+        2 => Ok(Status::Ok),
+        3 => Ok(call.because(
+            "Envoy does not resume the upstream side of a connection",
+            Status::Unimplemented,
+        )),
+        _ => Ok(call.because("there is no such stream", Status::BadArgument)),
+    }
+}
+
+pub(super) fn continue_request(call: &mut Call<'_>) -> Answer {
+    ask(call, |view| {
+        view.asked.resume_request = true;
+        view.hide(Direction::Request);
+    });
+    Ok(Status::Ok)
+}
+
+pub(super) fn continue_response(call: &mut Call<'_>) -> Answer {
+    ask(call, |view| {
+        view.asked.resume_response = true;
+        view.hide(Direction::Response);
+    });
+    Ok(Status::Ok)
+}
+
+pub(super) fn close_stream(call: &mut Call<'_>, stream: u32) -> Answer {
+    match stream {
+        0..=3 => {
+            ask(call, |view| view.asked.reset = true);
+            Ok(Status::Ok)
+        }
+        _ => Ok(call.because("there is no such stream", Status::BadArgument)),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
+pub(super) fn send_local_response(
+    call: &mut Call<'_>,
+    status: u32,
+    details: u32,
+    details_len: u32,
+    body: u32,
+    body_len: u32,
+    fields: u32,
+    fields_len: u32,
+    grpc: i32,
+) -> Answer {
+    let details = String::from_utf8_lossy(call.bytes(details, details_len)?).replace(char::is_whitespace, "_");
+    let body = call.bytes(body, body_len)?;
+    if body.len() > call.state().plugin.limits.buffer_bytes_max {
+        return Ok(call.because(
+            "the body is larger than `limits.buffer` allows",
+            Status::InternalFailure,
+        ));
+    }
+    let body = Bytes::copy_from_slice(body);
+    let fields = match pairs::decode(call.bytes(fields, fields_len)?) {
+        Ok(fields) => fields,
+        Err(error) => return Ok(call.because(error.to_string(), Status::BadArgument)),
+    };
+    if let Err(reason) = fields
+        .iter()
+        .try_for_each(|(name, value)| check_line(MapType::ResponseHeaders, name, value))
+    {
+        return Ok(call.because(reason, Status::BadArgument));
+    }
+    let status = match u16::try_from(status) {
+        Ok(status @ 200..=599) => status,
+        _ => return Ok(call.because("the status of a final response is 200 to 599", Status::BadArgument)),
+    };
+    let grpc_status = u32::try_from(grpc).ok();
+    let response = LocalResponse {
+        status,
+        details,
+        body,
+        fields,
+        grpc_status,
+    };
+    let has_stream = ask(call, |view| {
+        // The first one counts.
+        view.asked.local_response.get_or_insert(response);
+    });
+    if !has_stream {
+        call.lint("has no effect: a root context has no stream to answer");
+    }
+    Ok(Status::Ok)
+}
+
+// ---- callouts
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
+pub(super) fn http_call(
+    call: &mut Call<'_>,
+    upstream: u32,
+    upstream_len: u32,
+    fields: u32,
+    fields_len: u32,
+    body: u32,
+    body_len: u32,
+    trailers: u32,
+    trailers_len: u32,
+    timeout: u32,
+    ret: u32,
+) -> Answer {
+    let upstream = String::from_utf8_lossy(call.bytes(upstream, upstream_len)?).into_owned();
+    let fields = pairs::decode(call.bytes(fields, fields_len)?);
+    let trailers = pairs::decode(call.bytes(trailers, trailers_len)?);
+    let body = call.bytes(body, body_len)?;
+    let plugin = call.state().current_plugin();
+    if body.len() > plugin.limits.call_bytes_max {
+        return Ok(call.because(
+            "the body is larger than `limits.call_bytes` allows",
+            Status::InternalFailure,
+        ));
+    }
+    let body = Bytes::copy_from_slice(body);
+    let (fields, trailers) = match (fields, trailers) {
+        (Ok(fields), Ok(trailers)) => (fields, trailers),
+        (Err(error), _) | (_, Err(error)) => return Ok(call.because(error.to_string(), Status::BadArgument)),
+    };
+    let lines = fields.iter().map(|line| (MapType::RequestHeaders, line));
+    let lines = lines.chain(trailers.iter().map(|line| (MapType::RequestTrailers, line)));
+    let checked = lines
+        .map(|(map, (name, value))| check_line(map, name, value))
+        .collect::<Result<(), String>>();
+    if let Err(reason) = checked {
+        return Ok(call.because(reason, Status::BadArgument));
+    }
+    let allowed = plugin
+        .capabilities
+        .upstreams
+        .as_ref()
+        .is_none_or(|names| names.contains(&upstream));
+    if !allowed || !call.state().embedder.borrow().has_upstream(&upstream) {
+        return Ok(call.because(
+            format!("there is no upstream `{upstream}` for this plugin"),
+            Status::BadArgument,
+        ));
+    }
+    if let Some(missing) = [":method", ":path", ":authority"]
+        .iter()
+        .find(|name| !fields.contains(name.as_bytes()))
+    {
+        return Ok(call.because(format!("a callout needs `{missing}`"), Status::BadArgument));
+    }
+    if timeout > i32::MAX as u32 {
+        return Ok(call.because("the timeout is too long", Status::BadArgument));
+    }
+    let timeout = (timeout > 0).then(|| Duration::from_millis(u64::from(timeout)));
+    let token = match new_call(call, &plugin.limits, upstream, fields, body, trailers, timeout) {
+        Ok(token) => token,
+        Err(status) => return Ok(status),
+    };
+    call.write_u32(ret, token)?;
+    Ok(Status::Ok)
+}
+
+fn new_call(
+    call: &mut Call<'_>,
+    limits: &Limits,
+    upstream: String,
+    mut fields: FieldMap,
+    body: Bytes,
+    trailers: FieldMap,
+    timeout: Option<Duration>,
+) -> Result<u32, Status> {
+    let state = call.state_mut();
+    if state.calls.len() >= limits.calls_max {
+        return Err(call.because("as many callouts as allowed are under way", Status::InternalFailure));
+    }
+    let Some(root) = state.effective_root() else {
+        return Err(Status::InternalFailure);
+    };
+    if !body.is_empty() {
+        fields.set(b"content-length", body.len().to_string().as_bytes());
+    }
+    // Tokens of HTTP calls have 00 in their low bits: 4, 8, 12.. as in Envoy. One still under way is not given again.
+    let token = loop {
+        state.next_call = state.next_call.wrapping_add(4);
+        if state.next_call != 0 && !state.calls.contains(&state.next_call) {
+            break state.next_call;
+        }
+    };
+    state.calls.insert(token);
+    let ending = matches!(
+        state.callback.name,
+        "proxy_on_log" | "proxy_on_done" | "proxy_on_delete"
+    );
+    let stream = state
+        .streams
+        .get(&state.effective)
+        .filter(|_| !ending)
+        .map(|context| context.stream);
+    state.new_calls.push(NewCall {
+        token,
+        root,
+        stream,
+        upstream,
+        fields,
+        body,
+        trailers,
+        timeout,
+    });
+    Ok(token)
+}
+
+pub(super) fn get_status(call: &mut Call<'_>, ret_code: u32, ret: u32, ret_len: u32) -> Answer {
+    let state = call.state();
+    let status = state
+        .effective_root()
+        .and_then(|root| state.roots.get(&root))
+        .map(|root| root.status.clone());
+    let (code, message) = status.unwrap_or_default();
+    call.write_u32(ret_code, code)?;
+    call.give(&message, ret, ret_len)?;
+    Ok(Status::Ok)
+}
+
+// ---- gRPC: this host has no gRPC upstreams, which is what it answers
+
+const NO_GRPC: &str = "this host knows no gRPC upstream";
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
+pub(super) fn grpc_call(
+    call: &mut Call<'_>,
+    upstream: u32,
+    upstream_len: u32,
+    service: u32,
+    service_len: u32,
+    method: u32,
+    method_len: u32,
+    metadata: u32,
+    metadata_len: u32,
+    message: u32,
+    message_len: u32,
+    _timeout: u32,
+    _ret: u32,
+) -> Answer {
+    call.bytes(message, message_len)?;
+    grpc_stream(
+        call,
+        upstream,
+        upstream_len,
+        service,
+        service_len,
+        method,
+        method_len,
+        metadata,
+        metadata_len,
+        0,
+    )
+}
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
+pub(super) fn grpc_stream(
+    call: &mut Call<'_>,
+    upstream: u32,
+    upstream_len: u32,
+    service: u32,
+    service_len: u32,
+    method: u32,
+    method_len: u32,
+    metadata: u32,
+    metadata_len: u32,
+    _ret: u32,
+) -> Answer {
+    for (pointer, len) in [
+        (upstream, upstream_len),
+        (service, service_len),
+        (method, method_len),
+        (metadata, metadata_len),
+    ] {
+        call.bytes(pointer, len)?;
+    }
+    call.lint(NO_GRPC);
+    Ok(Status::ParseFailure)
+}
+
+pub(super) fn grpc_send(call: &mut Call<'_>, id: u32, message: u32, len: u32, _end: u32) -> Answer {
+    call.bytes(message, len)?;
+    Ok(if id & 3 == 2 {
+        Status::NotFound
+    } else {
+        Status::BadArgument
+    })
+}
+
+/// Ends a gRPC call or stream; none is known, and an HTTP call is none.
+pub(super) fn grpc_end(call: &mut Call<'_>, id: u32) -> Result<Status, GuestFault> {
+    if id & 3 == 0 {
+        return Ok(call.because("the id is an HTTP call's", Status::BadArgument));
+    }
+    Ok(Status::NotFound)
+}

@@ -1,0 +1,132 @@
+//! [`Plugin`]: a module with its configuration, its limits, and what happens when it fails.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::engine::Module;
+
+/// What happens to requests once a guest has trapped. Names and meaning are Envoy's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailurePolicy {
+    /// The request is answered with 503, and so is every later one until a new VM stands, which is tried with the next
+    /// request after a jittered back-off.
+    #[default]
+    Reload,
+    /// The request and all later ones are answered with 503.
+    Closed,
+    /// The request is answered with 503; later ones pass without this plugin.
+    Open,
+}
+
+/// Bounds on what one plugin's guest may use. Each default is argued in its own line.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Bytes of linear memory of one VM. Default 64 MiB: SDK guests start with 1 to 2 MiB, Go guests with up to 10.
+    pub memory_bytes_max: usize,
+    /// Wall time of one callback, [`crate::EPOCH`] precise. Default 100 ms: a worker serves nobody else meanwhile.
+    pub callback_time_max: Duration,
+    /// Wall time of `_initialize`, `proxy_on_vm_start` and `proxy_on_configure`, each. Default 2 s: it happens at load,
+    /// where Go guests start their runtime and filters compile their rules.
+    pub start_time_max: Duration,
+    /// Callouts under way at a time. Default 128: each holds a connection and a buffer.
+    pub calls_max: usize,
+    /// Bytes of one callout's body. Default 1 MiB.
+    pub call_bytes_max: usize,
+    /// Log lines per second, after which lines are dropped and counted. Default 1,000.
+    pub log_lines_per_second: u32,
+    /// Bytes of one log line; the rest is cut off. Default 16 KiB.
+    pub log_line_bytes_max: usize,
+    /// Lines of one map after a guest's additions. Default 1,024, Envoy's bound on maps from guests.
+    pub map_lines_max: usize,
+    /// Bytes of one map after a guest's additions. Default 1 MiB, likewise.
+    pub map_bytes_max: usize,
+    /// Bytes of one buffer after a guest's edits. Default 16 MiB.
+    pub buffer_bytes_max: usize,
+    /// Values that a guest has stored with one stream. Default 1,024.
+    pub properties_max: usize,
+    /// Metrics that one plugin may define. Default 10,000: a name per rule and reason stays far below, a name per client
+    /// does not, and must not.
+    pub metrics_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            memory_bytes_max: 64 * 1024 * 1024,
+            callback_time_max: Duration::from_millis(100),
+            start_time_max: Duration::from_secs(2),
+            calls_max: 128,
+            call_bytes_max: 1024 * 1024,
+            log_lines_per_second: 1_000,
+            log_line_bytes_max: 16 * 1024,
+            map_lines_max: 1_024,
+            map_bytes_max: 1024 * 1024,
+            buffer_bytes_max: 16 * 1024 * 1024,
+            properties_max: 1_024,
+            metrics_max: 10_000,
+        }
+    }
+}
+
+/// What a plugin may use at all. Whatever is `None` is not restricted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Names of host functions, WASI functions and callbacks, as in Envoy's `capability_restriction_config`. A blocked
+    /// host function answers `InternalFailure`, a blocked WASI function 76 (`ENOTCAPABLE`), a blocked callback is not
+    /// called.
+    pub functions: Option<BTreeSet<String>>,
+    /// Upstreams that callouts may go to. A callout elsewhere answers `BadArgument`, as an unknown upstream does.
+    pub upstreams: Option<BTreeSet<String>>,
+}
+
+/// A module together with all that makes it a plugin of a chain. Made once, shared by all workers.
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    /// Name in logs, errors and the property `plugin_name`.
+    pub name: String,
+    /// Selects the root context inside a module that has several.
+    pub root_id: String,
+    /// Plugins with the same `vm_id`, VM configuration and module share a VM on each worker.
+    pub vm_id: String,
+    /// Bytes that `proxy_on_vm_start` finds.
+    pub vm_configuration: Vec<u8>,
+    /// Bytes that `proxy_on_configure` finds.
+    pub configuration: Vec<u8>,
+    /// Environment variables that the guest sees; no others.
+    pub environment: Vec<(String, String)>,
+    /// The compiled code.
+    pub module: Module,
+    /// Bounds on what it uses.
+    pub limits: Limits,
+    /// What happens after a trap.
+    pub failure_policy: FailurePolicy,
+    /// Mean time between a trap and the first try at a new VM. Default 1 s, as in Envoy; jittered by half.
+    pub reload_backoff: Duration,
+    /// What the answer `StopIteration` to a headers callback means: `true`, body callbacks go on while the headers
+    /// are held; `false`, nothing more is delivered until the guest resumes. Default `true`: a filter that looks at
+    /// bodies can then deny before the upstream has seen anything.
+    pub allow_on_headers_stop_iteration: bool,
+    /// What it may use.
+    pub capabilities: Capabilities,
+}
+
+impl Plugin {
+    /// A plugin with default settings and no configuration.
+    pub fn new(name: impl Into<String>, module: Module) -> Plugin {
+        Plugin {
+            name: name.into(),
+            root_id: String::new(),
+            vm_id: String::new(),
+            vm_configuration: Vec::new(),
+            configuration: Vec::new(),
+            environment: Vec::new(),
+            module,
+            limits: Limits::default(),
+            failure_policy: FailurePolicy::default(),
+            reload_backoff: Duration::from_secs(1),
+            allow_on_headers_stop_iteration: true,
+            capabilities: Capabilities::default(),
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! What all workers of a process share: data with compare-and-swap, queues, metrics.
+//!
+//! Names of data and queues belong to a `vm_id`, as in Envoy; metrics are the whole process's. Everything here is
+//! bounded, since shared data knows no deletion and a guest decides on the names.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::abi::Status;
+
+/// Bounds on what guests can make the process keep.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SharedLimits {
+    /// Keys of shared data. Default 100,000.
+    pub entries_max: usize,
+    /// Bytes of shared keys and values in all. Default 64 MiB.
+    pub bytes_max: usize,
+    /// Items waiting in one queue. Default 10,000.
+    pub queue_items_max: usize,
+    /// Bytes of one queue item. Default 1 MiB.
+    pub queue_item_bytes_max: usize,
+    /// Queues in all. Default 1,000.
+    pub queues_max: usize,
+}
+
+impl Default for SharedLimits {
+    fn default() -> SharedLimits {
+        SharedLimits {
+            entries_max: 100_000,
+            bytes_max: 64 * 1024 * 1024,
+            queue_items_max: 10_000,
+            queue_item_bytes_max: 1024 * 1024,
+            queues_max: 1_000,
+        }
+    }
+}
+
+/// Shared data, queues and metrics of one process.
+pub struct Shared {
+    limits: SharedLimits,
+    data: Mutex<Data>,
+    queues: Mutex<Queues>,
+    metrics: RwLock<Metrics>,
+    /// By worker id; a worker that ends takes its mailbox away.
+    mailboxes: Mutex<HashMap<u64, Arc<Mailbox>>>,
+    worker_ids: AtomicU64,
+}
+
+#[derive(Default)]
+struct Data {
+    entries: HashMap<Box<[u8]>, Entry>,
+    bytes: usize,
+    cas: u32,
+}
+
+struct Entry {
+    value: Vec<u8>,
+    cas: u32,
+}
+
+#[derive(Default)]
+struct Queues {
+    by_name: HashMap<(Box<str>, Box<[u8]>), u32>,
+    queues: BTreeMap<u32, Queue>,
+}
+
+struct Queue {
+    items: VecDeque<Vec<u8>>,
+    /// Whom to tell of new items: the context that registered last.
+    owner: Owner,
+}
+
+/// A root context of one worker's VM, as a queue's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) worker: u64,
+    pub(crate) vm: u64,
+    pub(crate) context: u32,
+}
+
+/// That a queue got an item, for its owner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Notification {
+    pub(crate) owner: Owner,
+    pub(crate) queue: u32,
+}
+
+/// Wakes the thread of a worker, from any thread.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// Notifications on their way to one worker.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    waiting: Mutex<VecDeque<Notification>>,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Mailbox {
+    pub(crate) fn set_waker(&self, waker: Waker) {
+        *lock(&self.waker) = Some(waker);
+    }
+
+    pub(crate) fn take(&self) -> VecDeque<Notification> {
+        std::mem::take(&mut *lock(&self.waiting))
+    }
+
+    fn post(&self, notification: Notification, most: usize) {
+        let mut waiting = lock(&self.waiting);
+        // One post per item, so no more than all queues can hold: a worker that never runs does not grow this.
+        if waiting.len() < most {
+            waiting.push_back(notification);
+        }
+        drop(waiting);
+        if let Some(wake) = lock(&self.waker).clone() {
+            wake();
+        }
+    }
+}
+
+/// A lock that a panicking thread left is taken over: no code in here panics half-way through a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a metric measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Grows only.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Distribution of values.
+    Histogram,
+}
+
+/// A metric's value at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricValue {
+    /// Of a counter or a gauge.
+    Number(u64),
+    /// Of a histogram.
+    Histogram {
+        /// Values recorded.
+        count: u64,
+        /// Their sum.
+        sum: u64,
+        /// For each bound, how many values were at most that large; the last bound is `u64::MAX`.
+        buckets: Vec<(u64, u64)>,
+    },
+}
+
+/// A metric that a guest defined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// Name as the guest gave it.
+    pub name: String,
+    /// What it measures.
+    pub kind: MetricKind,
+    /// What it says now.
+    pub value: MetricValue,
+}
+
+#[derive(Default)]
+struct Metrics {
+    by_name: BTreeMap<(String, u8), Arc<MetricCell>>,
+}
+
+/// Upper bounds of a histogram's buckets: Envoy's defaults.
+const BUCKETS: [u64; 20] = [
+    1,
+    5,
+    10,
+    25,
+    50,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    30_000,
+    60_000,
+    300_000,
+    600_000,
+    1_800_000,
+    3_600_000,
+    86_400_000,
+    u64::MAX,
+];
+
+/// One metric's storage, shared by all VMs that defined it.
+#[derive(Debug)]
+pub(crate) struct MetricCell {
+    kind: MetricKind,
+    value: AtomicU64,
+    histogram: Option<Box<HistogramCell>>,
+}
+
+#[derive(Debug, Default)]
+struct HistogramCell {
+    count: AtomicU64,
+    sum: AtomicU64,
+    buckets: [AtomicU64; BUCKETS.len()],
+}
+
+impl MetricCell {
+    fn new(kind: MetricKind) -> MetricCell {
+        let histogram = (kind == MetricKind::Histogram).then(Box::default);
+        MetricCell {
+            kind,
+            value: AtomicU64::new(0),
+            histogram,
+        }
+    }
+
+    /// A counter takes only positive offsets, a histogram none.
+    pub(crate) fn increment(&self, offset: i64) -> Status {
+        match self.kind {
+            MetricKind::Counter if offset > 0 => {
+                self.value.fetch_add(offset as u64, Ordering::Relaxed);
+                Status::Ok
+            }
+            MetricKind::Gauge => {
+                self.value.fetch_add(offset as u64, Ordering::Relaxed);
+                Status::Ok
+            }
+            MetricKind::Counter | MetricKind::Histogram => Status::BadArgument,
+        }
+    }
+
+    /// Sets a gauge, records into a histogram and, as Envoy does, adds to a counter.
+    pub(crate) fn record(&self, value: u64) {
+        match (&self.kind, &self.histogram) {
+            (MetricKind::Counter, _) => {
+                self.value.fetch_add(value, Ordering::Relaxed);
+            }
+            (_, Some(histogram)) => {
+                histogram.count.fetch_add(1, Ordering::Relaxed);
+                histogram.sum.fetch_add(value, Ordering::Relaxed);
+                let bucket = BUCKETS.partition_point(|bound| *bound < value);
+                histogram.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+            }
+            (_, None) => self.value.store(value, Ordering::Relaxed),
+        }
+    }
+
+    /// The number of a counter or gauge; a histogram has none.
+    pub(crate) fn number(&self) -> Option<u64> {
+        (self.kind != MetricKind::Histogram).then(|| self.value.load(Ordering::Relaxed))
+    }
+
+    fn value(&self) -> MetricValue {
+        match &self.histogram {
+            None => MetricValue::Number(self.value.load(Ordering::Relaxed)),
+            Some(histogram) => {
+                let mut total = 0;
+                let buckets = BUCKETS.iter().zip(&histogram.buckets).map(|(bound, cell)| {
+                    total += cell.load(Ordering::Relaxed);
+                    (*bound, total)
+                });
+                MetricValue::Histogram {
+                    buckets: buckets.collect(),
+                    count: histogram.count.load(Ordering::Relaxed),
+                    sum: histogram.sum.load(Ordering::Relaxed),
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// An empty store with these bounds.
+    pub fn new(limits: SharedLimits) -> Arc<Shared> {
+        Arc::new(Shared {
+            limits,
+            data: Mutex::default(),
+            queues: Mutex::default(),
+            metrics: RwLock::default(),
+            mailboxes: Mutex::default(),
+            worker_ids: AtomicU64::new(1),
+        })
+    }
+
+    /// All metrics that guests have defined, by name.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let metrics = self.metrics.read().unwrap_or_else(PoisonError::into_inner);
+        metrics
+            .by_name
+            .iter()
+            .map(|((name, _), cell)| Metric {
+                name: name.clone(),
+                kind: cell.kind,
+                value: cell.value(),
+            })
+            .collect()
+    }
+
+    /// A number and a mailbox for a new worker.
+    pub(crate) fn add_worker(&self) -> (u64, Arc<Mailbox>) {
+        let id = self.worker_ids.fetch_add(1, Ordering::Relaxed);
+        let mailbox = Arc::new(Mailbox::default());
+        lock(&self.mailboxes).insert(id, Arc::clone(&mailbox));
+        (id, mailbox)
+    }
+
+    pub(crate) fn remove_worker(&self, id: u64) {
+        lock(&self.mailboxes).remove(&id);
+    }
+
+    pub(crate) fn define_metric(&self, kind: MetricKind, name: &str) -> Arc<MetricCell> {
+        let mut metrics = self.metrics.write().unwrap_or_else(PoisonError::into_inner);
+        let cell = metrics
+            .by_name
+            .entry((name.to_owned(), kind as u8))
+            .or_insert_with(|| Arc::new(MetricCell::new(kind)));
+        Arc::clone(cell)
+    }
+
+    /// Copies the value into `out`; `None` if there is none, else its compare-and-swap number, never 0.
+    pub(crate) fn get_data(&self, vm_id: &str, key: &[u8], out: &mut Vec<u8>) -> Option<u32> {
+        let data = lock(&self.data);
+        let entry = data.entries.get(&scoped(vm_id, key))?;
+        out.extend_from_slice(&entry.value);
+        Some(entry.cas)
+    }
+
+    pub(crate) fn set_data(&self, vm_id: &str, key: &[u8], value: &[u8], cas: u32) -> Status {
+        let key = scoped(vm_id, key);
+        let data = &mut *lock(&self.data);
+        let old_bytes = match data.entries.get(&key) {
+            Some(entry) if cas != 0 && entry.cas != cas => return Status::CasMismatch,
+            Some(entry) => entry.value.len(),
+            None if data.entries.len() >= self.limits.entries_max => return Status::InternalFailure,
+            None => 0,
+        };
+        let is_new = !data.entries.contains_key(&key);
+        let bytes = data.bytes - old_bytes + value.len() + if is_new { key.len() } else { 0 };
+        if bytes > self.limits.bytes_max {
+            return Status::InternalFailure;
+        }
+        data.bytes = bytes;
+        // Never 0: to a guest 0 means "whatever is there".
+        data.cas = data.cas.checked_add(1).unwrap_or(1);
+        let cas = data.cas;
+        match data.entries.get_mut(&key) {
+            Some(entry) => {
+                entry.value.clear();
+                entry.value.extend_from_slice(value);
+                entry.cas = cas;
+            }
+            None => {
+                data.entries.insert(
+                    key,
+                    Entry {
+                        value: value.to_vec(),
+                        cas,
+                    },
+                );
+            }
+        }
+        Status::Ok
+    }
+
+    /// Registers a queue or moves its notifications to a new owner; what waits in it stays.
+    pub(crate) fn register_queue(&self, vm_id: &str, name: &[u8], owner: Owner) -> Option<u32> {
+        let queues = &mut *lock(&self.queues);
+        if let Some(id) = queues.by_name.get(&(vm_id.into(), name.into())) {
+            if let Some(queue) = queues.queues.get_mut(id) {
+                queue.owner = owner;
+            }
+            return Some(*id);
+        }
+        if queues.queues.len() >= self.limits.queues_max {
+            return None;
+        }
+        let id = queues.queues.len() as u32 + 1;
+        queues.by_name.insert((vm_id.into(), name.into()), id);
+        queues.queues.insert(
+            id,
+            Queue {
+                items: VecDeque::new(),
+                owner,
+            },
+        );
+        Some(id)
+    }
+
+    pub(crate) fn resolve_queue(&self, vm_id: &str, name: &[u8]) -> Option<u32> {
+        lock(&self.queues).by_name.get(&(vm_id.into(), name.into())).copied()
+    }
+
+    pub(crate) fn enqueue(&self, id: u32, item: &[u8]) -> Status {
+        let mut queues = lock(&self.queues);
+        let Some(queue) = queues.queues.get_mut(&id) else {
+            return Status::NotFound;
+        };
+        if item.len() > self.limits.queue_item_bytes_max || queue.items.len() >= self.limits.queue_items_max {
+            return Status::InternalFailure;
+        }
+        queue.items.push_back(item.to_vec());
+        let owner = queue.owner;
+        drop(queues);
+        let mailbox = lock(&self.mailboxes).get(&owner.worker).cloned();
+        if let Some(mailbox) = mailbox {
+            mailbox.post(Notification { owner, queue: id }, self.limits.queue_items_max);
+        }
+        Status::Ok
+    }
+
+    pub(crate) fn dequeue(&self, id: u32) -> Result<Vec<u8>, Status> {
+        let mut queues = lock(&self.queues);
+        let queue = queues.queues.get_mut(&id).ok_or(Status::NotFound)?;
+        queue.items.pop_front().ok_or(Status::Empty)
+    }
+}
+
+fn scoped(vm_id: &str, key: &[u8]) -> Box<[u8]> {
+    let mut scoped = Vec::with_capacity(vm_id.len() + 1 + key.len());
+    scoped.extend_from_slice(vm_id.as_bytes());
+    // NUL cannot be in a vm_id (configuration refuses it), so no two (vm_id, key) share a scoped key.
+    scoped.push(0);
+    scoped.extend_from_slice(key);
+    scoped.into_boxed_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limited(limits: SharedLimits) -> Arc<Shared> {
+        Shared::new(limits)
+    }
+
+    fn get(shared: &Shared, vm_id: &str, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+        let mut out = Vec::new();
+        shared.get_data(vm_id, key, &mut out).map(|cas| (out, cas))
+    }
+
+    #[test]
+    fn compare_and_swap_refuses_a_stale_number() {
+        let shared = limited(SharedLimits::default());
+        assert_eq!(
+            shared.set_data("vm", b"k", b"1", 77),
+            Status::Ok,
+            "an absent key takes any number"
+        );
+        let (_, cas) = get(&shared, "vm", b"k").unwrap();
+        assert_ne!(cas, 0);
+        assert_eq!(shared.set_data("vm", b"k", b"2", cas), Status::Ok);
+        assert_eq!(shared.set_data("vm", b"k", b"3", cas), Status::CasMismatch);
+        assert_eq!(
+            shared.set_data("vm", b"k", b"4", 0),
+            Status::Ok,
+            "0 means whatever is there"
+        );
+        assert_eq!(get(&shared, "vm", b"k").unwrap().0, b"4");
+        assert_eq!(get(&shared, "other", b"k"), None, "names belong to a vm_id");
+    }
+
+    #[test]
+    fn data_is_bounded_in_entries_and_bytes() {
+        let shared = limited(SharedLimits {
+            entries_max: 2,
+            bytes_max: 20,
+            ..SharedLimits::default()
+        });
+        assert_eq!(shared.set_data("", b"a", b"12", 0), Status::Ok);
+        assert_eq!(shared.set_data("", b"b", b"12", 0), Status::Ok);
+        assert_eq!(shared.set_data("", b"c", b"", 0), Status::InternalFailure);
+        assert_eq!(shared.set_data("", b"b", &[0; 14], 0), Status::Ok);
+        assert_eq!(shared.set_data("", b"b", &[0; 15], 0), Status::InternalFailure);
+        assert_eq!(
+            get(&shared, "", b"b").unwrap().0,
+            [0; 14],
+            "a refused value changes nothing"
+        );
+    }
+
+    #[test]
+    fn queues_keep_order_and_are_bounded() {
+        let shared = limited(SharedLimits {
+            queue_items_max: 2,
+            queue_item_bytes_max: 3,
+            queues_max: 1,
+            ..SharedLimits::default()
+        });
+        let (worker, mailbox) = shared.add_worker();
+        let owner = Owner {
+            worker,
+            vm: 1,
+            context: 1,
+        };
+        let id = shared.register_queue("vm", b"q", owner).unwrap();
+        assert_eq!(shared.resolve_queue("vm", b"q"), Some(id));
+        assert_eq!(shared.resolve_queue("", b"q"), None);
+        assert_eq!(shared.register_queue("vm", b"second", owner), None);
+        assert_eq!(shared.dequeue(id), Err(Status::Empty));
+        assert_eq!(shared.enqueue(id, b"1234"), Status::InternalFailure);
+        assert_eq!(shared.enqueue(id, b"1"), Status::Ok);
+        assert_eq!(shared.enqueue(id, b"2"), Status::Ok);
+        assert_eq!(shared.enqueue(id, b"3"), Status::InternalFailure);
+        assert_eq!(mailbox.take().len(), 2, "one notification per item");
+        assert_eq!(shared.dequeue(id).unwrap(), b"1");
+        assert_eq!(shared.dequeue(id).unwrap(), b"2");
+        assert_eq!(shared.dequeue(id + 1), Err(Status::NotFound));
+        let moved = Owner {
+            worker,
+            vm: 2,
+            context: 9,
+        };
+        assert_eq!(shared.register_queue("vm", b"q", moved), Some(id));
+        assert_eq!(shared.enqueue(id, b"4"), Status::Ok);
+        assert_eq!(mailbox.take()[0].owner, moved);
+    }
+
+    #[test]
+    fn metrics_answer_as_in_envoy() {
+        let shared = limited(SharedLimits::default());
+        let counter = shared.define_metric(MetricKind::Counter, "c");
+        assert_eq!(counter.increment(0), Status::BadArgument);
+        assert_eq!(counter.increment(-1), Status::BadArgument);
+        assert_eq!(counter.increment(2), Status::Ok);
+        counter.record(3);
+        assert_eq!(counter.number(), Some(5), "recording into a counter adds");
+        let again = shared.define_metric(MetricKind::Counter, "c");
+        assert_eq!(again.number(), Some(5), "a name is one metric");
+        let gauge = shared.define_metric(MetricKind::Gauge, "g");
+        gauge.record(7);
+        assert_eq!(gauge.increment(-2), Status::Ok);
+        assert_eq!(gauge.number(), Some(5));
+        let histogram = shared.define_metric(MetricKind::Histogram, "h");
+        assert_eq!(histogram.increment(1), Status::BadArgument);
+        assert_eq!(histogram.number(), None);
+        for value in [0, 1, 2, u64::MAX] {
+            histogram.record(value);
+        }
+        let metrics = shared.metrics();
+        let MetricValue::Histogram { count, buckets, .. } = &metrics[2].value else {
+            panic!("{metrics:?}")
+        };
+        assert_eq!(
+            (*count, buckets[0], buckets[1], buckets[19]),
+            (4, (1, 2), (5, 3), (u64::MAX, 4))
+        );
+    }
+}

@@ -1,0 +1,773 @@
+//! [`Vm`]: one instance of a module with its contexts. Calls guests; never called by them (see [`crate::hostcalls`]).
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use wasmtime::{Instance, Memory, ResourceLimiter, Store, Trap, TypedFunc, WasmParams, WasmResults};
+
+use crate::abi::{BodyAction, Direction, HeadersAction, LogLevel};
+use crate::embedder::{Embedder, LogRecord};
+use crate::engine::EPOCH;
+use crate::exchange::Exchange;
+use crate::fields::FieldMap;
+use crate::plugin::Plugin;
+use crate::shared::{MetricCell, Shared};
+use crate::worker::StreamId;
+
+/// Why a guest cannot go on. Its VM is done for: nothing is called in it any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Trapped {
+    /// It ran longer than allowed.
+    #[error("ran longer than {0:?} in `{1}`")]
+    Deadline(Duration, &'static str),
+    /// It used up its stack.
+    #[error("used up its stack in `{0}`")]
+    StackOverflow(&'static str),
+    /// It asked for more memory than allowed and did not survive the refusal.
+    #[error("wanted more than {0} bytes of memory in `{1}`")]
+    Memory(usize, &'static str),
+    /// It handed the host something impossible.
+    #[error("{fault} in `{callback}`")]
+    Fault {
+        /// What.
+        fault: GuestFault,
+        /// Where.
+        callback: &'static str,
+    },
+    /// A trap of its own, a panic among them.
+    #[error("trapped in `{callback}`: {cause}")]
+    Trap {
+        /// wasmtime's word for it.
+        cause: String,
+        /// Where.
+        callback: &'static str,
+    },
+}
+
+/// What a guest handed over that no correct guest would.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestFault {
+    /// A pointer or length outside its memory.
+    #[error("`{call}` was given {len} bytes at {pointer:#x}, outside the guest's memory")]
+    OutOfBounds {
+        /// The host function.
+        call: &'static str,
+        /// The address.
+        pointer: u32,
+        /// The length.
+        len: u32,
+    },
+    /// A host function was called where it must not be.
+    #[error("`{call}` was called while {doing}, when it is not available")]
+    Restricted {
+        /// The host function.
+        call: &'static str,
+        /// During what.
+        doing: &'static str,
+    },
+    /// Its allocator answered with nothing.
+    #[error("its allocator refused {0} bytes for the answer of a host function")]
+    NoMemory(usize),
+}
+
+/// Where a guest is: names for errors and lints, and what it may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Callback {
+    pub(crate) name: &'static str,
+    pub(crate) doing: Doing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Nothing: outside any callback.
+    Idle,
+    /// `_initialize`, `main`: only the log, clocks, randomness and the environment.
+    Starting,
+    /// `proxy_on_memory_allocate`: only the log and clocks.
+    Allocating,
+    /// `proxy_on_configure`: the plugin configuration can be read.
+    Configuring,
+    /// Any other callback.
+    Running,
+}
+
+/// The answer of a callout, while the guest may look at it.
+#[derive(Debug, Default)]
+pub(crate) struct CallView {
+    pub(crate) fields: FieldMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: FieldMap,
+}
+
+/// A root context: one plugin's.
+pub(crate) struct Root {
+    pub(crate) plugin: Arc<Plugin>,
+    pub(crate) tick_period: Option<Duration>,
+    /// When the next tick is due, on the embedder's monotonic clock.
+    pub(crate) next_tick: Option<Duration>,
+    pub(crate) call_view: Option<CallView>,
+    /// What `proxy_get_status` answers.
+    pub(crate) status: (u32, Vec<u8>),
+    /// The guest answered `proxy_on_done` with no and has not called `proxy_done` yet.
+    pub(crate) done_pending: bool,
+}
+
+/// A stream context: one plugin's view of one stream.
+pub(crate) struct StreamContext {
+    pub(crate) root: u32,
+    pub(crate) stream: StreamId,
+    pub(crate) stage: usize,
+    pub(crate) exchange: Rc<RefCell<Exchange>>,
+}
+
+/// A callout that a guest has asked for.
+#[derive(Debug)]
+pub(crate) struct NewCall {
+    pub(crate) token: u32,
+    pub(crate) root: u32,
+    /// The stream for whose sake it was made, unless the stream was ending already.
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) upstream: String,
+    pub(crate) fields: FieldMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: FieldMap,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// State of the host that belongs to one VM; what host functions work on.
+pub(crate) struct VmState {
+    pub(crate) memory: Option<Memory>,
+    pub(crate) allocate: Option<TypedFunc<u32, u32>>,
+    pub(crate) embedder: Rc<RefCell<dyn Embedder>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) worker: u64,
+    pub(crate) id: u64,
+    /// The plugin that the VM was made for: its VM configuration, environment and limits hold for all that share it.
+    pub(crate) plugin: Arc<Plugin>,
+    pub(crate) roots: BTreeMap<u32, Root>,
+    pub(crate) streams: HashMap<u32, StreamContext>,
+    pub(crate) callback: Callback,
+    /// The context whose callback runs.
+    pub(crate) context: u32,
+    /// The context that `proxy_set_effective_context` put in its place.
+    pub(crate) effective: u32,
+    next_context: u32,
+    pub(crate) next_call: u32,
+    /// Tokens of callouts under way.
+    pub(crate) calls: HashSet<u32>,
+    pub(crate) new_calls: Vec<NewCall>,
+    /// Streams, with stages, in which a guest asked for something.
+    pub(crate) touched: Vec<(StreamId, usize)>,
+    pub(crate) metrics: MetricTable,
+    pub(crate) log_budget: LogBudget,
+    limiter: MemoryLimiter,
+    /// For answers on their way into the guest's memory.
+    pub(crate) scratch: Vec<u8>,
+    /// Lines logged while the guest starts, for the error if it does not.
+    start_log: Option<Vec<String>>,
+}
+
+/// Lines of a guest's log that the error about its start shows.
+const START_LOG_LINES_MAX: usize = 50;
+
+/// Metrics that this VM has defined; an id's low bits say the kind, as in Envoy.
+#[derive(Default)]
+pub(crate) struct MetricTable {
+    pub(crate) by_id: HashMap<u32, Arc<MetricCell>>,
+    pub(crate) next: [u32; 3],
+}
+
+/// Lines a guest may still log in this second.
+pub(crate) struct LogBudget {
+    second: Option<Duration>,
+    left: u32,
+    dropped: u64,
+}
+
+struct MemoryLimiter {
+    bytes_max: usize,
+    refused: bool,
+}
+
+impl ResourceLimiter for MemoryLimiter {
+    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let fits = desired <= self.bytes_max;
+        self.refused |= !fits;
+        Ok(fits)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // A guest's function table has thousands of entries; a million entries are 8 MiB of the host's memory.
+        Ok(desired <= 1_000_000)
+    }
+}
+
+impl VmState {
+    /// The plugin of the context that a call acts for.
+    pub(crate) fn root_id_of(&self, context: u32) -> Option<u32> {
+        if self.roots.contains_key(&context) {
+            return Some(context);
+        }
+        self.streams.get(&context).map(|stream| stream.root)
+    }
+
+    pub(crate) fn effective_root(&self) -> Option<u32> {
+        self.root_id_of(self.effective)
+            .or_else(|| self.root_id_of(self.context))
+    }
+
+    /// The plugin on whose behalf the guest is running.
+    pub(crate) fn current_plugin(&self) -> Arc<Plugin> {
+        let root = self.effective_root().and_then(|root| self.roots.get(&root));
+        root.map_or_else(|| Arc::clone(&self.plugin), |root| Arc::clone(&root.plugin))
+    }
+
+    /// The stream context that calls act on, if they act on one.
+    pub(crate) fn effective_stream(&self) -> Option<&StreamContext> {
+        self.streams.get(&self.effective)
+    }
+
+    /// Logs a guest's or the host's line about the guest, within the guest's budget.
+    pub(crate) fn log(&mut self, level: LogLevel, message: &[u8]) {
+        let now = self.embedder.borrow().monotonic();
+        let plugin = self.current_plugin();
+        let second = Duration::from_secs(now.as_secs());
+        let budget = &mut self.log_budget;
+        let mut dropped = 0;
+        if budget.second != Some(second) {
+            dropped = std::mem::take(&mut budget.dropped);
+            *budget = LogBudget {
+                second: Some(second),
+                left: plugin.limits.log_lines_per_second,
+                dropped: 0,
+            };
+        }
+        let Some(left) = budget.left.checked_sub(1) else {
+            budget.dropped += 1;
+            return;
+        };
+        budget.left = left;
+        let stream = self.effective_stream().map(|context| context.stream);
+        let mut embedder = self.embedder.borrow_mut();
+        if dropped > 0 {
+            let message = format!(
+                "{dropped} lines were dropped: more than {} a second",
+                plugin.limits.log_lines_per_second
+            );
+            embedder.log(&LogRecord {
+                plugin: &plugin.name,
+                stream: None,
+                level: LogLevel::Warn,
+                message: &message,
+            });
+        }
+        let cut = &message[..message.len().min(plugin.limits.log_line_bytes_max)];
+        let message = String::from_utf8_lossy(cut);
+        if let Some(lines) = &mut self.start_log
+            && level >= LogLevel::Warn
+            && lines.len() < START_LOG_LINES_MAX
+        {
+            lines.push(message.clone().into_owned());
+        }
+        embedder.log(&LogRecord {
+            plugin: &plugin.name,
+            stream,
+            level,
+            message: &message,
+        });
+    }
+}
+
+/// Functions that a guest may export.
+struct Exports {
+    context_create: Option<TypedFunc<(u32, u32), ()>>,
+    vm_start: Option<TypedFunc<(u32, u32), u32>>,
+    configure: Option<TypedFunc<(u32, u32), u32>>,
+    tick: Option<TypedFunc<u32, ()>>,
+    queue_ready: Option<TypedFunc<(u32, u32), ()>>,
+    request_headers: Option<HeadersFunc>,
+    request_body: Option<TypedFunc<(u32, u32, u32), u32>>,
+    request_trailers: Option<TypedFunc<(u32, u32), u32>>,
+    response_headers: Option<HeadersFunc>,
+    response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
+    response_trailers: Option<TypedFunc<(u32, u32), u32>>,
+    http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    done: Option<TypedFunc<u32, u32>>,
+    log: Option<TypedFunc<u32, ()>>,
+    delete: Option<TypedFunc<u32, ()>>,
+}
+
+/// ABI 0.1.0 has no word on the end of the stream.
+#[derive(Clone)]
+enum HeadersFunc {
+    Current(TypedFunc<(u32, u32, u32), u32>),
+    V0_1_0(TypedFunc<(u32, u32), u32>),
+}
+
+impl Exports {
+    /// `proxy_on_*` functions by name; one that the plugin may not have called is left out.
+    fn find(store: &mut Store<VmState>, instance: &Instance, plugin: &Plugin) -> Exports {
+        let allowed = |name: &str| {
+            plugin
+                .capabilities
+                .functions
+                .as_ref()
+                .is_none_or(|names| names.contains(name))
+        };
+        macro_rules! export {
+            ($name:literal) => {
+                allowed($name)
+                    .then(|| instance.get_typed_func(&mut *store, $name).ok())
+                    .flatten()
+            };
+        }
+        macro_rules! headers {
+            ($name:literal) => {
+                match export!($name) {
+                    Some(func) => Some(HeadersFunc::Current(func)),
+                    None => export!($name).map(HeadersFunc::V0_1_0),
+                }
+            };
+        }
+        Exports {
+            context_create: export!("proxy_on_context_create"),
+            vm_start: export!("proxy_on_vm_start"),
+            configure: export!("proxy_on_configure"),
+            tick: export!("proxy_on_tick"),
+            queue_ready: export!("proxy_on_queue_ready"),
+            request_headers: headers!("proxy_on_request_headers"),
+            request_body: export!("proxy_on_request_body"),
+            request_trailers: export!("proxy_on_request_trailers"),
+            response_headers: headers!("proxy_on_response_headers"),
+            response_body: export!("proxy_on_response_body"),
+            response_trailers: export!("proxy_on_response_trailers"),
+            http_call_response: export!("proxy_on_http_call_response"),
+            done: export!("proxy_on_done"),
+            log: export!("proxy_on_log"),
+            delete: export!("proxy_on_delete"),
+        }
+    }
+}
+
+/// Why a VM did not come up.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmStartError {
+    /// wasmtime could not make the instance, memory being the usual reason.
+    #[error("cannot be instantiated: {0}")]
+    Instantiate(String),
+    /// The guest trapped.
+    #[error("{0}")]
+    Trapped(#[from] Trapped),
+    /// `proxy_on_vm_start` answered no.
+    #[error("refused its VM configuration")]
+    VmConfigurationRefused,
+    /// `proxy_on_configure` answered no.
+    #[error("refused its configuration")]
+    ConfigurationRefused,
+}
+
+/// One instance of a module and all contexts in it.
+pub(crate) struct Vm {
+    store: Store<VmState>,
+    exports: Exports,
+    /// Root contexts by what Envoy keys them on: root id, configuration, name.
+    roots_by_key: HashMap<(String, Vec<u8>, String), u32>,
+    started: bool,
+}
+
+/// Surroundings of a VM, the same for all of a worker.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) embedder: Rc<RefCell<dyn Embedder>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) worker: u64,
+}
+
+impl Vm {
+    /// Instantiates the plugin's module and runs its start functions.
+    pub(crate) fn new(surroundings: &Surroundings, id: u64, plugin: &Arc<Plugin>) -> Result<Vm, VmStartError> {
+        let engine = plugin.module.engine();
+        let state = VmState {
+            memory: None,
+            allocate: None,
+            embedder: Rc::clone(&surroundings.embedder),
+            shared: Arc::clone(&surroundings.shared),
+            worker: surroundings.worker,
+            id,
+            plugin: Arc::clone(plugin),
+            roots: BTreeMap::new(),
+            streams: HashMap::new(),
+            callback: Callback {
+                name: "_initialize",
+                doing: Doing::Starting,
+            },
+            context: 0,
+            effective: 0,
+            next_context: 1,
+            next_call: 0,
+            calls: HashSet::new(),
+            new_calls: Vec::new(),
+            touched: Vec::new(),
+            metrics: MetricTable::default(),
+            log_budget: LogBudget {
+                second: None,
+                left: 0,
+                dropped: 0,
+            },
+            limiter: MemoryLimiter {
+                bytes_max: plugin.limits.memory_bytes_max,
+                refused: false,
+            },
+            scratch: Vec::new(),
+            start_log: Some(Vec::new()),
+        };
+        let mut store = Store::new(&engine.wasmtime, state);
+        store.limiter(|state| &mut state.limiter);
+        set_deadline(&mut store, plugin.limits.start_time_max);
+        let instance = plugin.module.instance_pre().instantiate(&mut store).map_err(|error| {
+            if store.data().limiter.refused {
+                let max = plugin.limits.memory_bytes_max;
+                return VmStartError::Instantiate(format!(
+                    "it starts with more than the {max} bytes of memory allowed\n  hint: raise `limits.memory`"
+                ));
+            }
+            VmStartError::Instantiate(format!("{error:#}"))
+        })?;
+        let memory = instance.get_memory(&mut store, "memory");
+        let allocate = ["proxy_on_memory_allocate", "malloc"]
+            .into_iter()
+            .find_map(|name| instance.get_typed_func(&mut store, name).ok());
+        store.data_mut().memory = memory;
+        store.data_mut().allocate = allocate;
+        let exports = Exports::find(&mut store, &instance, plugin);
+        let mut vm = Vm {
+            store,
+            exports,
+            roots_by_key: HashMap::new(),
+            started: false,
+        };
+        vm.run_start_functions(&instance, plugin)?;
+        Ok(vm)
+    }
+
+    fn run_start_functions(&mut self, instance: &Instance, plugin: &Plugin) -> Result<(), VmStartError> {
+        let callback = |name| Callback {
+            name,
+            doing: Doing::Starting,
+        };
+        let budget = plugin.limits.start_time_max;
+        if let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut self.store, "_initialize") {
+            self.call(callback("_initialize"), 0, budget, &initialize, ())?;
+            if let Ok(main) = instance.get_typed_func::<(u32, u32), u32>(&mut self.store, "main") {
+                self.call(callback("main"), 0, budget, &main, (0, 0))?;
+            } else if let Ok(main) = instance.get_typed_func::<(), u32>(&mut self.store, "__main_void") {
+                self.call(callback("__main_void"), 0, budget, &main, ())?;
+            }
+        } else if let Ok(start) = instance.get_typed_func::<(), ()>(&mut self.store, "_start") {
+            self.call(callback("_start"), 0, budget, &start, ())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the plugin's root context, or finds the one it shares; returns its id.
+    pub(crate) fn add_plugin(&mut self, plugin: &Arc<Plugin>) -> Result<u32, VmStartError> {
+        let key = (
+            plugin.root_id.clone(),
+            plugin.configuration.clone(),
+            plugin.name.clone(),
+        );
+        if let Some(root) = self.roots_by_key.get(&key) {
+            return Ok(*root);
+        }
+        let id = self.new_context_id();
+        let root = Root {
+            plugin: Arc::clone(plugin),
+            tick_period: None,
+            next_tick: None,
+            call_view: None,
+            status: (0, Vec::new()),
+            done_pending: false,
+        };
+        self.store.data_mut().roots.insert(id, root);
+        let budget = plugin.limits.start_time_max;
+        if let Some(create) = self.exports.context_create.clone() {
+            self.call(running("proxy_on_context_create"), id, budget, &create, (id, 0))?;
+        }
+        if !self.started {
+            self.started = true;
+            if let Some(start) = self.exports.vm_start.clone() {
+                let len = self.store.data().plugin.vm_configuration.len() as u32;
+                if self.call(running("proxy_on_vm_start"), id, budget, &start, (id, len))? == 0 {
+                    return Err(VmStartError::VmConfigurationRefused);
+                }
+            }
+        }
+        if let Some(configure) = self.exports.configure.clone() {
+            let callback = Callback {
+                name: "proxy_on_configure",
+                doing: Doing::Configuring,
+            };
+            let len = plugin.configuration.len() as u32;
+            if self.call(callback, id, budget, &configure, (id, len))? == 0 {
+                return Err(VmStartError::ConfigurationRefused);
+            }
+        }
+        self.roots_by_key.insert(key, id);
+        Ok(id)
+    }
+
+    /// What the guest has logged, at level warn and above, since it was made or since the last call of this.
+    pub(crate) fn take_start_log(&mut self) -> Vec<String> {
+        self.store.data_mut().start_log.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// The guest stands: from now on its lines go to the embedder only.
+    pub(crate) fn end_start_log(&mut self) {
+        self.store.data_mut().start_log = None;
+    }
+
+    pub(crate) fn state(&self) -> &VmState {
+        self.store.data()
+    }
+
+    pub(crate) fn state_mut(&mut self) -> &mut VmState {
+        self.store.data_mut()
+    }
+
+    fn new_context_id(&mut self) -> u32 {
+        let state = self.store.data_mut();
+        loop {
+            let id = state.next_context;
+            // 0 means "no parent"; an id still alive is not given again.
+            state.next_context = state.next_context.checked_add(1).unwrap_or(1);
+            if !state.roots.contains_key(&id) && !state.streams.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Makes a context for a stream; `proxy_on_context_create` has run when this returns.
+    pub(crate) fn create_stream_context(&mut self, context: StreamContext) -> Result<u32, Trapped> {
+        let id = self.new_context_id();
+        let root = context.root;
+        self.store.data_mut().streams.insert(id, context);
+        if let Some(create) = self.exports.context_create.clone() {
+            self.callback("proxy_on_context_create", id, &create, (id, root))?;
+        }
+        Ok(id)
+    }
+
+    pub(crate) fn on_headers(
+        &mut self,
+        direction: Direction,
+        context: u32,
+        count: u32,
+        end_of_stream: bool,
+    ) -> Result<HeadersAction, Trapped> {
+        let (name, func) = match direction {
+            Direction::Request => ("proxy_on_request_headers", self.exports.request_headers.clone()),
+            Direction::Response => ("proxy_on_response_headers", self.exports.response_headers.clone()),
+        };
+        let action = match func {
+            None => 0,
+            Some(HeadersFunc::Current(func)) => {
+                self.callback(name, context, &func, (context, count, u32::from(end_of_stream)))?
+            }
+            Some(HeadersFunc::V0_1_0(func)) => self.callback(name, context, &func, (context, count))?,
+        };
+        Ok(HeadersAction::from_guest(action))
+    }
+
+    pub(crate) fn on_body(
+        &mut self,
+        direction: Direction,
+        context: u32,
+        len: u32,
+        end_of_stream: bool,
+    ) -> Result<BodyAction, Trapped> {
+        let (name, func) = match direction {
+            Direction::Request => ("proxy_on_request_body", self.exports.request_body.clone()),
+            Direction::Response => ("proxy_on_response_body", self.exports.response_body.clone()),
+        };
+        let action = match func {
+            None => 0,
+            Some(func) => self.callback(name, context, &func, (context, len, u32::from(end_of_stream)))?,
+        };
+        Ok(BodyAction::from_guest(action))
+    }
+
+    pub(crate) fn on_trailers(
+        &mut self,
+        direction: Direction,
+        context: u32,
+        count: u32,
+    ) -> Result<HeadersAction, Trapped> {
+        let (name, func) = match direction {
+            Direction::Request => ("proxy_on_request_trailers", self.exports.request_trailers.clone()),
+            Direction::Response => ("proxy_on_response_trailers", self.exports.response_trailers.clone()),
+        };
+        let action = match func {
+            None => 0,
+            Some(func) => self.callback(name, context, &func, (context, count))?,
+        };
+        Ok(HeadersAction::from_guest(action))
+    }
+
+    /// Delivers a callout's answer; `None` is a failure without an answer.
+    pub(crate) fn on_http_call_response(
+        &mut self,
+        root: u32,
+        token: u32,
+        answer: Option<CallView>,
+    ) -> Result<(), Trapped> {
+        if !self.store.data_mut().calls.remove(&token) {
+            return Ok(());
+        }
+        let Some(func) = self.exports.http_call_response.clone() else {
+            return Ok(());
+        };
+        let (fields, body, trailers) = answer.as_ref().map_or((0, 0, 0), |answer| {
+            (
+                answer.fields.len() as u32,
+                answer.body.len() as u32,
+                answer.trailers.len() as u32,
+            )
+        });
+        self.set_call_view(root, answer);
+        let result = self.callback(
+            "proxy_on_http_call_response",
+            root,
+            &func,
+            (root, token, fields, body, trailers),
+        );
+        self.set_call_view(root, None);
+        result
+    }
+
+    fn set_call_view(&mut self, root: u32, view: Option<CallView>) {
+        if let Some(root) = self.store.data_mut().roots.get_mut(&root) {
+            root.call_view = view;
+        }
+    }
+
+    pub(crate) fn on_tick(&mut self, root: u32) -> Result<(), Trapped> {
+        match self.exports.tick.clone() {
+            Some(tick) => self.callback("proxy_on_tick", root, &tick, root),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn on_queue_ready(&mut self, root: u32, queue: u32) -> Result<(), Trapped> {
+        match self.exports.queue_ready.clone() {
+            Some(ready) if self.store.data().roots.contains_key(&root) => {
+                self.callback("proxy_on_queue_ready", root, &ready, (root, queue))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn on_log(&mut self, context: u32) -> Result<(), Trapped> {
+        match self.exports.log.clone() {
+            Some(log) => self.callback("proxy_on_log", context, &log, context),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the guest is done with the context; a guest that does not say is.
+    pub(crate) fn on_done(&mut self, context: u32) -> Result<bool, Trapped> {
+        match self.exports.done.clone() {
+            Some(done) => Ok(self.callback("proxy_on_done", context, &done, context)? != 0),
+            None => Ok(true),
+        }
+    }
+
+    /// Ends a context, also in the guest.
+    pub(crate) fn delete(&mut self, context: u32) -> Result<(), Trapped> {
+        let result = match self.exports.delete.clone() {
+            Some(delete) => self.callback("proxy_on_delete", context, &delete, context),
+            None => Ok(()),
+        };
+        let state = self.store.data_mut();
+        state.streams.remove(&context);
+        state.roots.remove(&context);
+        result
+    }
+
+    fn callback<P: WasmParams, R: WasmResults>(
+        &mut self,
+        name: &'static str,
+        context: u32,
+        func: &TypedFunc<P, R>,
+        params: P,
+    ) -> Result<R, Trapped> {
+        let budget = self.store.data().plugin.limits.callback_time_max;
+        self.call(running(name), context, budget, func, params)
+    }
+
+    fn call<P: WasmParams, R: WasmResults>(
+        &mut self,
+        callback: Callback,
+        context: u32,
+        budget: Duration,
+        func: &TypedFunc<P, R>,
+        params: P,
+    ) -> Result<R, Trapped> {
+        set_deadline(&mut self.store, budget);
+        let state = self.store.data_mut();
+        state.callback = callback;
+        state.context = context;
+        state.effective = context;
+        state.limiter.refused = false;
+        let result = func.call(&mut self.store, params);
+        let state = self.store.data_mut();
+        let at = state.callback.name;
+        state.callback = Callback {
+            name: "",
+            doing: Doing::Idle,
+        };
+        result.map_err(|error| classify(&error, at, budget, &state.limiter))
+    }
+}
+
+fn running(name: &'static str) -> Callback {
+    Callback {
+        name,
+        doing: Doing::Running,
+    }
+}
+
+fn set_deadline(store: &mut Store<VmState>, budget: Duration) {
+    // One more tick than the budget has: the present one may be nearly over.
+    let ticks = budget.as_nanos().div_ceil(EPOCH.as_nanos()) as u64 + 1;
+    store.set_epoch_deadline(ticks);
+}
+
+fn classify(error: &wasmtime::Error, callback: &'static str, budget: Duration, limiter: &MemoryLimiter) -> Trapped {
+    if let Some(fault) = error.downcast_ref::<GuestFault>() {
+        return Trapped::Fault {
+            fault: fault.clone(),
+            callback,
+        };
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => Trapped::Deadline(budget, callback),
+        Some(Trap::StackOverflow) => Trapped::StackOverflow(callback),
+        // A guest that gets no memory aborts; what it was refused says more than how it aborted.
+        Some(_) if limiter.refused => Trapped::Memory(limiter.bytes_max, callback),
+        Some(trap) => Trapped::Trap {
+            cause: trap.to_string(),
+            callback,
+        },
+        None => Trapped::Trap {
+            cause: format!("{error:#}"),
+            callback,
+        },
+    }
+}
