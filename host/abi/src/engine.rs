@@ -25,9 +25,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
-        EngineOptions {
-            stack_bytes_max: 512 * 1024,
-        }
+        EngineOptions { stack_bytes_max: 512 * 1024 }
     }
 }
 
@@ -73,10 +71,7 @@ impl Engine {
                 }
             }
         });
-        Ticker {
-            stop,
-            thread: thread.ok(),
-        }
+        Ticker { stop, thread: thread.ok() }
     }
 }
 
@@ -136,9 +131,7 @@ pub struct ModuleLimits {
 
 impl Default for ModuleLimits {
     fn default() -> ModuleLimits {
-        ModuleLimits {
-            module_bytes_max: 32 * 1024 * 1024,
-        }
+        ModuleLimits { module_bytes_max: 32 * 1024 * 1024 }
     }
 }
 
@@ -217,29 +210,15 @@ impl Module {
     /// Says what is missing or does not fit, and what to do about it.
     pub fn from_bytes(engine: &Engine, wasm: &[u8], limits: &ModuleLimits) -> Result<Module, ModuleError> {
         if wasm.len() > limits.module_bytes_max {
-            return Err(ModuleError::TooLarge {
-                bytes: wasm.len(),
-                max: limits.module_bytes_max,
-            });
+            return Err(ModuleError::TooLarge { bytes: wasm.len(), max: limits.module_bytes_max });
         }
         let module = wasmtime::Module::from_binary(&engine.wasmtime, wasm).map_err(ModuleError::Invalid)?;
         let abi = abi_version(&module)?;
         check_exports(&module)?;
         check_imports(&module, &engine.functions)?;
-        let instance_pre = engine
-            .functions
-            .linker
-            .instantiate_pre(&module)
-            .map_err(ModuleError::ImportType)?;
+        let instance_pre = engine.functions.linker.instantiate_pre(&module).map_err(ModuleError::ImportType)?;
         let sha256 = Sha256::digest(wasm).into();
-        Ok(Module {
-            inner: Arc::new(ModuleInner {
-                engine: engine.clone(),
-                instance_pre,
-                abi,
-                sha256,
-            }),
-        })
+        Ok(Module { inner: Arc::new(ModuleInner { engine: engine.clone(), instance_pre, abi, sha256 }) })
     }
 
     /// The ABI it was built for: the newest it claims.
@@ -273,9 +252,7 @@ impl Module {
 
 impl std::fmt::Debug for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Module")
-            .field("abi", &self.inner.abi)
-            .finish_non_exhaustive()
+        f.debug_struct("Module").field("abi", &self.inner.abi).finish_non_exhaustive()
     }
 }
 
@@ -351,11 +328,7 @@ fn check_imports(module: &wasmtime::Module, functions: &HostFunctions) -> Result
         .filter(|import| !functions.names.contains(&(import.module(), import.name())))
         .map(|import| format!("`{}.{}`", import.module(), import.name()))
         .collect();
-    if unknown.is_empty() {
-        Ok(())
-    } else {
-        Err(ModuleError::UnknownImports(unknown))
-    }
+    if unknown.is_empty() { Ok(()) } else { Err(ModuleError::UnknownImports(unknown)) }
 }
 
 /// Callbacks of the ABI: name, number of `i32` parameters, number of `i32` results.

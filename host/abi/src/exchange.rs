@@ -230,18 +230,15 @@ impl Exchange {
         let view = self.stages.get(stage)?;
         match map {
             MapType::RequestHeaders => (view.request_headers || view.logging).then_some(&self.request_headers),
-            MapType::RequestTrailers => self
-                .request_trailers
-                .as_ref()
-                .filter(|_| view.request_trailers || view.logging),
-            MapType::ResponseHeaders => self
-                .response_headers
-                .as_ref()
-                .filter(|_| view.response_headers || view.logging),
-            MapType::ResponseTrailers => self
-                .response_trailers
-                .as_ref()
-                .filter(|_| view.response_trailers || view.logging),
+            MapType::RequestTrailers => {
+                self.request_trailers.as_ref().filter(|_| view.request_trailers || view.logging)
+            }
+            MapType::ResponseHeaders => {
+                self.response_headers.as_ref().filter(|_| view.response_headers || view.logging)
+            }
+            MapType::ResponseTrailers => {
+                self.response_trailers.as_ref().filter(|_| view.response_trailers || view.logging)
+            }
             _ => None,
         }
     }

@@ -44,11 +44,7 @@ impl FieldMap {
 
     /// A map with room for `lines` lines of `bytes` bytes in all.
     pub fn with_capacity(lines: usize, bytes: usize) -> FieldMap {
-        FieldMap {
-            arena: Vec::with_capacity(bytes),
-            lines: Vec::with_capacity(lines),
-            live: 0,
-        }
+        FieldMap { arena: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), live: 0 }
     }
 
     /// Adds a line at the end; a pseudo-header goes behind the last pseudo-header.
@@ -74,10 +70,7 @@ impl FieldMap {
     /// All values of `name`, in order.
     pub fn get_all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let name = alias(name);
-        self.lines
-            .iter()
-            .filter(move |line| self.is_named(**line, name))
-            .map(|line| &self.arena[line.value_range()])
+        self.lines.iter().filter(move |line| self.is_named(**line, name)).map(|line| &self.arena[line.value_range()])
     }
 
     /// Whether a line of that name exists.
@@ -122,9 +115,7 @@ impl FieldMap {
 
     /// Lines in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> + Clone {
-        self.lines
-            .iter()
-            .map(|line| (&self.arena[line.name_range()], &self.arena[line.value_range()]))
+        self.lines.iter().map(|line| (&self.arena[line.name_range()], &self.arena[line.value_range()]))
     }
 
     /// Number of lines.
@@ -154,10 +145,7 @@ impl FieldMap {
     }
 
     fn pseudo_count(&self) -> usize {
-        self.lines
-            .iter()
-            .take_while(|line| self.arena.get(line.start as usize) == Some(&b':'))
-            .count()
+        self.lines.iter().take_while(|line| self.arena.get(line.start as usize) == Some(&b':')).count()
     }
 
     fn store(&mut self, name: &[u8], value: &[u8]) -> Option<Line> {
@@ -165,11 +153,7 @@ impl FieldMap {
         u32::try_from(self.arena.len() + name.len() + value.len()).ok()?;
         self.arena.extend(name.iter().map(u8::to_ascii_lowercase));
         self.arena.extend_from_slice(value);
-        let line = Line {
-            start,
-            name_len: name.len() as u32,
-            value_len: value.len() as u32,
-        };
+        let line = Line { start, name_len: name.len() as u32, value_len: value.len() as u32 };
         self.live += line.size();
         Some(line)
     }
@@ -192,11 +176,7 @@ impl FieldMap {
 }
 
 fn alias(name: &[u8]) -> &[u8] {
-    if name.eq_ignore_ascii_case(b"host") {
-        b":authority"
-    } else {
-        name
-    }
+    if name.eq_ignore_ascii_case(b"host") { b":authority" } else { name }
 }
 
 impl<'a> FromIterator<(&'a [u8], &'a [u8])> for FieldMap {
@@ -211,19 +191,14 @@ impl<'a> FromIterator<(&'a [u8], &'a [u8])> for FieldMap {
 
 impl<'a> FromIterator<(&'a str, &'a str)> for FieldMap {
     fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(lines: I) -> FieldMap {
-        lines
-            .into_iter()
-            .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
-            .collect()
+        lines.into_iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect()
     }
 }
 
 /// Names only: values can be credentials.
 impl std::fmt::Debug for FieldMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list()
-            .entries(self.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()))
-            .finish()
+        f.debug_list().entries(self.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned())).finish()
     }
 }
 
@@ -239,22 +214,14 @@ mod tests {
 
     fn lines(map: &FieldMap) -> Vec<(String, String)> {
         map.iter()
-            .map(|(n, v)| {
-                (
-                    String::from_utf8_lossy(n).into_owned(),
-                    String::from_utf8_lossy(v).into_owned(),
-                )
-            })
+            .map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), String::from_utf8_lossy(v).into_owned()))
             .collect()
     }
 
     fn check(map: &FieldMap, expected: &[(&str, &str)]) {
         let expected: Vec<(String, String)> = expected.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
         assert_eq!(lines(map), expected);
-        assert_eq!(
-            map.byte_size(),
-            expected.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>()
-        );
+        assert_eq!(map.byte_size(), expected.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>());
     }
 
     #[test]
@@ -280,10 +247,7 @@ mod tests {
         let mut map: FieldMap = [(":method", "GET"), (":path", "/"), ("x", "1")].into_iter().collect();
         map.push(b":scheme", b"http");
         map.set(b":path", b"/2");
-        check(
-            &map,
-            &[(":method", "GET"), (":path", "/2"), (":scheme", "http"), ("x", "1")],
-        );
+        check(&map, &[(":method", "GET"), (":path", "/2"), (":scheme", "http"), ("x", "1")]);
     }
 
     #[test]

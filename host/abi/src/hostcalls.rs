@@ -36,18 +36,9 @@ struct Available {
     allocating: bool,
 }
 
-const ALWAYS: Available = Available {
-    starting: true,
-    allocating: true,
-};
-const STARTING: Available = Available {
-    starting: true,
-    allocating: false,
-};
-const RUNNING: Available = Available {
-    starting: false,
-    allocating: false,
-};
+const ALWAYS: Available = Available { starting: true, allocating: true };
+const STARTING: Available = Available { starting: true, allocating: false };
+const RUNNING: Available = Available { starting: false, allocating: false };
 
 impl<'a> Call<'a> {
     fn enter(caller: Caller<'a, VmState>, name: &'static str, available: Available) -> Result<Call<'a>, GuestFault> {
@@ -62,27 +53,15 @@ impl<'a> Call<'a> {
         }
         let Some(memory) = state.memory else {
             // Only a start function inside the module's own `start` section runs before the memory is known.
-            return Err(GuestFault::Restricted {
-                call: name,
-                doing: "the module is instantiated",
-            });
+            return Err(GuestFault::Restricted { call: name, doing: "the module is instantiated" });
         };
-        Ok(Call {
-            caller,
-            memory,
-            name,
-            reason: None,
-        })
+        Ok(Call { caller, memory, name, reason: None })
     }
 
     /// Whether the plugin may call this function. A refusal is logged.
     fn is_allowed(&mut self) -> bool {
         let plugin = self.state().current_plugin();
-        let allowed = plugin
-            .capabilities
-            .functions
-            .as_ref()
-            .is_none_or(|names| names.contains(self.name));
+        let allowed = plugin.capabilities.functions.as_ref().is_none_or(|names| names.contains(self.name));
         if !allowed {
             let message = format!("blocked a call of `{}`, which `capabilities` does not list", self.name);
             self.state_mut().log(LogLevel::Error, message.as_bytes());
@@ -125,11 +104,7 @@ impl<'a> Call<'a> {
     /// Copies bytes into memory that the guest allocates for them, exactly as many: an SDK takes them over as a whole.
     /// No bytes are a null pointer.
     fn give(&mut self, value: &[u8], return_pointer: u32, return_len: u32) -> Result<(), GuestFault> {
-        let pointer = if value.is_empty() {
-            0
-        } else {
-            self.allocate(value.len())?
-        };
+        let pointer = if value.is_empty() { 0 } else { self.allocate(value.len())? };
         if !value.is_empty() {
             self.write(pointer, value)?;
         }
@@ -185,12 +160,7 @@ impl<'a> Call<'a> {
     fn lint(&self, reason: impl Into<String>) {
         let state = self.state();
         let plugin = state.current_plugin();
-        let lint = Lint {
-            plugin: &plugin.name,
-            callback: state.callback.name,
-            call: self.name,
-            reason: reason.into(),
-        };
+        let lint = Lint { plugin: &plugin.name, callback: state.callback.name, call: self.name, reason: reason.into() };
         state.embedder.borrow_mut().lint(&lint);
     }
 
@@ -199,22 +169,14 @@ impl<'a> Call<'a> {
         if status == Status::Ok || tolerated.contains(&status) {
             return;
         }
-        let reason = self
-            .reason
-            .take()
-            .unwrap_or_else(|| "an argument is not valid here".into());
-        self.lint(format!(
-            "answers {status:?} ({}), on which SDKs panic: {reason}",
-            status as u32
-        ));
+        let reason = self.reason.take().unwrap_or_else(|| "an argument is not valid here".into());
+        self.lint(format!("answers {status:?} ({}), on which SDKs panic: {reason}", status as u32));
     }
 }
 
 fn range<'m>(memory: &'m [u8], call: &'static str, pointer: u32, len: u32) -> Result<&'m [u8], GuestFault> {
     // Both fit in usize, and so does their sum.
-    memory
-        .get(pointer as usize..pointer as usize + len as usize)
-        .ok_or(GuestFault::OutOfBounds { call, pointer, len })
+    memory.get(pointer as usize..pointer as usize + len as usize).ok_or(GuestFault::OutOfBounds { call, pointer, len })
 }
 
 fn range_mut<'m>(
@@ -223,13 +185,11 @@ fn range_mut<'m>(
     pointer: u32,
     len: usize,
 ) -> Result<&'m mut [u8], GuestFault> {
-    memory
-        .get_mut(pointer as usize..pointer as usize + len)
-        .ok_or(GuestFault::OutOfBounds {
-            call,
-            pointer,
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-        })
+    memory.get_mut(pointer as usize..pointer as usize + len).ok_or(GuestFault::OutOfBounds {
+        call,
+        pointer,
+        len: u32::try_from(len).unwrap_or(u32::MAX),
+    })
 }
 
 /// A host function of the ABI: its name, when it can be called, what it does, its parameters, and the statuses beside
@@ -262,10 +222,7 @@ pub(crate) struct HostFunctions {
 /// All host functions, for any module.
 pub(crate) fn host_functions(engine: &wasmtime::Engine) -> wasmtime::Result<HostFunctions> {
     use Status::{BadArgument, CasMismatch, Empty, InternalFailure, NotFound, ParseFailure, SerializationFailure};
-    let mut functions = HostFunctions {
-        linker: Linker::new(engine),
-        names: BTreeSet::new(),
-    };
+    let mut functions = HostFunctions { linker: Linker::new(engine), names: BTreeSet::new() };
     let l = &mut functions;
 
     proxy!(l, "proxy_log", ALWAYS, context::log, (level: u32, message: u32, len: u32), []);
@@ -332,22 +289,12 @@ pub(crate) fn host_functions(engine: &wasmtime::Engine) -> wasmtime::Result<Host
     proxy!(l, "proxy_get_configuration", RUNNING, context::get_configuration, (ret: u32, ret_len: u32), []);
     proxy!(l, "proxy_continue_request", RUNNING, http::continue_request, (), []);
     proxy!(l, "proxy_continue_response", RUNNING, http::continue_response, (), []);
-    proxy!(
-        l,
-        "proxy_clear_route_cache",
-        RUNNING,
-        foreign::clear_route_cache,
-        (),
-        []
-    );
+    proxy!(l, "proxy_clear_route_cache", RUNNING, foreign::clear_route_cache, (), []);
 
     // What C++ guests import besides.
-    l.names
-        .extend([("env", "emscripten_notify_memory_growth"), ("env", "pthread_equal")]);
-    l.linker
-        .func_wrap("env", "emscripten_notify_memory_growth", |_memory: u32| {})?;
-    l.linker
-        .func_wrap("env", "pthread_equal", |left: u32, right: u32| u32::from(left == right))?;
+    l.names.extend([("env", "emscripten_notify_memory_growth"), ("env", "pthread_equal")]);
+    l.linker.func_wrap("env", "emscripten_notify_memory_growth", |_memory: u32| {})?;
+    l.linker.func_wrap("env", "pthread_equal", |left: u32, right: u32| u32::from(left == right))?;
 
     for module in ["wasi_snapshot_preview1", "wasi_unstable"] {
         wasi::link(l, module)?;

@@ -115,11 +115,7 @@ mod tests {
             let map: FieldMap = lines.iter().copied().collect();
             assert_eq!(decode(&blob(lines)), Ok(map));
         }
-        assert_eq!(
-            decode(&[0, 0, 0, 0]),
-            Ok(FieldMap::new()),
-            "a guest's empty map is four zero bytes"
-        );
+        assert_eq!(decode(&[0, 0, 0, 0]), Ok(FieldMap::new()), "a guest's empty map is four zero bytes");
     }
 
     #[test]
@@ -132,22 +128,10 @@ mod tests {
 
     #[test]
     fn refuses_what_is_too_much_or_malformed() {
-        assert_eq!(
-            decode(&vec![0; PAIRS_BYTES_MAX + 1]),
-            Err(PairsError::TooLarge(PAIRS_BYTES_MAX + 1))
-        );
+        assert_eq!(decode(&vec![0; PAIRS_BYTES_MAX + 1]), Err(PairsError::TooLarge(PAIRS_BYTES_MAX + 1)));
         assert_eq!(decode(&1025u32.to_le_bytes()), Err(PairsError::TooMany(1025)));
-        assert_eq!(
-            decode(b"\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"),
-            Err(PairsError::Truncated)
-        );
-        assert_eq!(
-            decode(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0axb\0"),
-            Err(PairsError::Unterminated(13))
-        );
-        assert_eq!(
-            decode(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0a\0b\0!"),
-            Err(PairsError::Trailing(1))
-        );
+        assert_eq!(decode(b"\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"), Err(PairsError::Truncated));
+        assert_eq!(decode(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0axb\0"), Err(PairsError::Unterminated(13)));
+        assert_eq!(decode(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0a\0b\0!"), Err(PairsError::Trailing(1)));
     }
 }

@@ -39,11 +39,9 @@ pub(crate) fn get(plugin: &Plugin, stream: Option<(&Exchange, usize)>, path: &[u
                 (b"response", Some(name), key) => response(exchange, stage, name, key, out),
                 (b"source", Some(name), None) => address(exchange.info.source_address?, name, out),
                 (b"destination", Some(name), None) => address(exchange.info.destination_address?, name, out),
-                (b"upstream", Some(name), None) => address(
-                    exchange.upstream.as_ref().and_then(|upstream| upstream.address)?,
-                    name,
-                    out,
-                ),
+                (b"upstream", Some(name), None) => {
+                    address(exchange.upstream.as_ref().and_then(|upstream| upstream.address)?, name, out)
+                }
                 (b"connection", Some(name), None) => connection(exchange, name, out),
                 (b"connection_id", None, None) => number(out, exchange.info.connection_id),
                 (b"xds", Some(name), None) => xds(exchange, name, out),
@@ -104,13 +102,7 @@ fn response(exchange: &Exchange, stage: usize, name: &[u8], key: Option<&[u8]>, 
         (b"trailers", Some(key)) => joined(out, exchange.map(stage, MapType::ResponseTrailers)?, key),
         (b"total_size", None) => {
             let fields = exchange.map(stage, MapType::ResponseHeaders)?;
-            number(
-                out,
-                exchange
-                    .ending
-                    .as_ref()
-                    .map(|_| exchange.response_bytes + fields.byte_size() as u64)?,
-            )
+            number(out, exchange.ending.as_ref().map(|_| exchange.response_bytes + fields.byte_size() as u64)?)
         }
         _ => None,
     }
@@ -140,9 +132,7 @@ fn xds(exchange: &Exchange, name: &[u8], out: &mut Vec<u8>) -> Option<()> {
 fn address(address: SocketAddr, name: &[u8], out: &mut Vec<u8>) -> Option<()> {
     // A client on a dual-stack listener is the IPv4 client it is.
     let address = match address.ip() {
-        IpAddr::V6(v6) => v6
-            .to_ipv4_mapped()
-            .map_or(address, |v4| SocketAddr::new(IpAddr::V4(v4), address.port())),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, |v4| SocketAddr::new(IpAddr::V4(v4), address.port())),
         IpAddr::V4(_) => address,
     };
     match name {

@@ -209,11 +209,7 @@ struct HistogramCell {
 impl MetricCell {
     fn new(kind: MetricKind) -> MetricCell {
         let histogram = (kind == MetricKind::Histogram).then(Box::default);
-        MetricCell {
-            kind,
-            value: AtomicU64::new(0),
-            histogram,
-        }
+        MetricCell { kind, value: AtomicU64::new(0), histogram }
     }
 
     /// A counter takes only positive offsets, a histogram none.
@@ -290,11 +286,7 @@ impl Shared {
         metrics
             .by_name
             .iter()
-            .map(|((name, _), cell)| Metric {
-                name: name.clone(),
-                kind: cell.kind,
-                value: cell.value(),
-            })
+            .map(|((name, _), cell)| Metric { name: name.clone(), kind: cell.kind, value: cell.value() })
             .collect()
     }
 
@@ -312,10 +304,8 @@ impl Shared {
 
     pub(crate) fn define_metric(&self, kind: MetricKind, name: &str) -> Arc<MetricCell> {
         let mut metrics = self.metrics.write().unwrap_or_else(PoisonError::into_inner);
-        let cell = metrics
-            .by_name
-            .entry((name.to_owned(), kind as u8))
-            .or_insert_with(|| Arc::new(MetricCell::new(kind)));
+        let cell =
+            metrics.by_name.entry((name.to_owned(), kind as u8)).or_insert_with(|| Arc::new(MetricCell::new(kind)));
         Arc::clone(cell)
     }
 
@@ -352,13 +342,7 @@ impl Shared {
                 entry.cas = cas;
             }
             None => {
-                data.entries.insert(
-                    key,
-                    Entry {
-                        value: value.to_vec(),
-                        cas,
-                    },
-                );
+                data.entries.insert(key, Entry { value: value.to_vec(), cas });
             }
         }
         Status::Ok
@@ -378,13 +362,7 @@ impl Shared {
         }
         let id = queues.queues.len() as u32 + 1;
         queues.by_name.insert((vm_id.into(), name.into()), id);
-        queues.queues.insert(
-            id,
-            Queue {
-                items: VecDeque::new(),
-                owner,
-            },
-        );
+        queues.queues.insert(id, Queue { items: VecDeque::new(), owner });
         Some(id)
     }
 
@@ -442,41 +420,25 @@ mod tests {
     #[test]
     fn compare_and_swap_refuses_a_stale_number() {
         let shared = limited(SharedLimits::default());
-        assert_eq!(
-            shared.set_data("vm", b"k", b"1", 77),
-            Status::Ok,
-            "an absent key takes any number"
-        );
+        assert_eq!(shared.set_data("vm", b"k", b"1", 77), Status::Ok, "an absent key takes any number");
         let (_, cas) = get(&shared, "vm", b"k").unwrap();
         assert_ne!(cas, 0);
         assert_eq!(shared.set_data("vm", b"k", b"2", cas), Status::Ok);
         assert_eq!(shared.set_data("vm", b"k", b"3", cas), Status::CasMismatch);
-        assert_eq!(
-            shared.set_data("vm", b"k", b"4", 0),
-            Status::Ok,
-            "0 means whatever is there"
-        );
+        assert_eq!(shared.set_data("vm", b"k", b"4", 0), Status::Ok, "0 means whatever is there");
         assert_eq!(get(&shared, "vm", b"k").unwrap().0, b"4");
         assert_eq!(get(&shared, "other", b"k"), None, "names belong to a vm_id");
     }
 
     #[test]
     fn data_is_bounded_in_entries_and_bytes() {
-        let shared = limited(SharedLimits {
-            entries_max: 2,
-            bytes_max: 20,
-            ..SharedLimits::default()
-        });
+        let shared = limited(SharedLimits { entries_max: 2, bytes_max: 20, ..SharedLimits::default() });
         assert_eq!(shared.set_data("", b"a", b"12", 0), Status::Ok);
         assert_eq!(shared.set_data("", b"b", b"12", 0), Status::Ok);
         assert_eq!(shared.set_data("", b"c", b"", 0), Status::InternalFailure);
         assert_eq!(shared.set_data("", b"b", &[0; 14], 0), Status::Ok);
         assert_eq!(shared.set_data("", b"b", &[0; 15], 0), Status::InternalFailure);
-        assert_eq!(
-            get(&shared, "", b"b").unwrap().0,
-            [0; 14],
-            "a refused value changes nothing"
-        );
+        assert_eq!(get(&shared, "", b"b").unwrap().0, [0; 14], "a refused value changes nothing");
     }
 
     #[test]
@@ -488,11 +450,7 @@ mod tests {
             ..SharedLimits::default()
         });
         let (worker, mailbox) = shared.add_worker();
-        let owner = Owner {
-            worker,
-            vm: 1,
-            context: 1,
-        };
+        let owner = Owner { worker, vm: 1, context: 1 };
         let id = shared.register_queue("vm", b"q", owner).unwrap();
         assert_eq!(shared.resolve_queue("vm", b"q"), Some(id));
         assert_eq!(shared.resolve_queue("", b"q"), None);
@@ -506,11 +464,7 @@ mod tests {
         assert_eq!(shared.dequeue(id).unwrap(), b"1");
         assert_eq!(shared.dequeue(id).unwrap(), b"2");
         assert_eq!(shared.dequeue(id + 1), Err(Status::NotFound));
-        let moved = Owner {
-            worker,
-            vm: 2,
-            context: 9,
-        };
+        let moved = Owner { worker, vm: 2, context: 9 };
         assert_eq!(shared.register_queue("vm", b"q", moved), Some(id));
         assert_eq!(shared.enqueue(id, b"4"), Status::Ok);
         assert_eq!(mailbox.take()[0].owner, moved);
@@ -538,12 +492,7 @@ mod tests {
             histogram.record(value);
         }
         let metrics = shared.metrics();
-        let MetricValue::Histogram { count, buckets, .. } = &metrics[2].value else {
-            panic!("{metrics:?}")
-        };
-        assert_eq!(
-            (*count, buckets[0], buckets[1], buckets[19]),
-            (4, (1, 2), (5, 3), (u64::MAX, 4))
-        );
+        let MetricValue::Histogram { count, buckets, .. } = &metrics[2].value else { panic!("{metrics:?}") };
+        assert_eq!((*count, buckets[0], buckets[1], buckets[19]), (4, (1, 2), (5, 3), (u64::MAX, 4)));
     }
 }

@@ -60,13 +60,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new(plugin: usize) -> Stage {
-        Stage {
-            plugin,
-            context: None,
-            skipped: false,
-            request: LaneStage::default(),
-            response: LaneStage::default(),
-        }
+        Stage { plugin, context: None, skipped: false, request: LaneStage::default(), response: LaneStage::default() }
     }
 
     pub(crate) fn lane(&self, direction: Direction) -> &LaneStage {
@@ -148,9 +142,7 @@ impl Stream {
 
     /// Bytes that wait at a stage, shown or not.
     pub(crate) fn waiting(&self, direction: Direction, stage: usize) -> usize {
-        let shown = self.exchange.borrow().stages[stage]
-            .body(direction)
-            .map_or(0, <[u8]>::len);
+        let shown = self.exchange.borrow().stages[stage].body(direction).map_or(0, <[u8]>::len);
         self.stages[stage].lane(direction).held.len() + shown
     }
 

@@ -218,8 +218,7 @@ impl VmState {
     }
 
     pub(crate) fn effective_root(&self) -> Option<u32> {
-        self.root_id_of(self.effective)
-            .or_else(|| self.root_id_of(self.context))
+        self.root_id_of(self.effective).or_else(|| self.root_id_of(self.context))
     }
 
     /// The plugin on whose behalf the guest is running.
@@ -242,11 +241,7 @@ impl VmState {
         let mut dropped = 0;
         if budget.second != Some(second) {
             dropped = std::mem::take(&mut budget.dropped);
-            *budget = LogBudget {
-                second: Some(second),
-                left: plugin.limits.log_lines_per_second,
-                dropped: 0,
-            };
+            *budget = LogBudget { second: Some(second), left: plugin.limits.log_lines_per_second, dropped: 0 };
         }
         let Some(left) = budget.left.checked_sub(1) else {
             budget.dropped += 1;
@@ -256,16 +251,9 @@ impl VmState {
         let stream = self.effective_stream().map(|context| context.stream);
         let mut embedder = self.embedder.borrow_mut();
         if dropped > 0 {
-            let message = format!(
-                "{dropped} lines were dropped: more than {} a second",
-                plugin.limits.log_lines_per_second
-            );
-            embedder.log(&LogRecord {
-                plugin: &plugin.name,
-                stream: None,
-                level: LogLevel::Warn,
-                message: &message,
-            });
+            let message =
+                format!("{dropped} lines were dropped: more than {} a second", plugin.limits.log_lines_per_second);
+            embedder.log(&LogRecord { plugin: &plugin.name, stream: None, level: LogLevel::Warn, message: &message });
         }
         let cut = &message[..message.len().min(plugin.limits.log_line_bytes_max)];
         let message = String::from_utf8_lossy(cut);
@@ -275,14 +263,12 @@ impl VmState {
         {
             lines.push(message.clone().into_owned());
         }
-        embedder.log(&LogRecord {
-            plugin: &plugin.name,
-            stream,
-            level,
-            message: &message,
-        });
+        embedder.log(&LogRecord { plugin: &plugin.name, stream, level, message: &message });
     }
 }
+
+/// Root context, token, numbers of fields, of bytes, of trailers.
+type CallResponseParams = (u32, u32, u32, u32, u32);
 
 /// Functions that a guest may export.
 struct Exports {
@@ -297,7 +283,7 @@ struct Exports {
     response_headers: Option<HeadersFunc>,
     response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     response_trailers: Option<TypedFunc<(u32, u32), u32>>,
-    http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    http_call_response: Option<TypedFunc<CallResponseParams, ()>>,
     done: Option<TypedFunc<u32, u32>>,
     log: Option<TypedFunc<u32, ()>>,
     delete: Option<TypedFunc<u32, ()>>,
@@ -313,18 +299,10 @@ enum HeadersFunc {
 impl Exports {
     /// `proxy_on_*` functions by name; one that the plugin may not have called is left out.
     fn find(store: &mut Store<VmState>, instance: &Instance, plugin: &Plugin) -> Exports {
-        let allowed = |name: &str| {
-            plugin
-                .capabilities
-                .functions
-                .as_ref()
-                .is_none_or(|names| names.contains(name))
-        };
+        let allowed = |name: &str| plugin.capabilities.functions.as_ref().is_none_or(|names| names.contains(name));
         macro_rules! export {
             ($name:literal) => {
-                allowed($name)
-                    .then(|| instance.get_typed_func(&mut *store, $name).ok())
-                    .flatten()
+                allowed($name).then(|| instance.get_typed_func(&mut *store, $name).ok()).flatten()
             };
         }
         macro_rules! headers {
@@ -404,10 +382,7 @@ impl Vm {
             plugin: Arc::clone(plugin),
             roots: BTreeMap::new(),
             streams: HashMap::new(),
-            callback: Callback {
-                name: "_initialize",
-                doing: Doing::Starting,
-            },
+            callback: Callback { name: "_initialize", doing: Doing::Starting },
             context: 0,
             effective: 0,
             next_context: 1,
@@ -416,15 +391,8 @@ impl Vm {
             new_calls: Vec::new(),
             touched: Vec::new(),
             metrics: MetricTable::default(),
-            log_budget: LogBudget {
-                second: None,
-                left: 0,
-                dropped: 0,
-            },
-            limiter: MemoryLimiter {
-                bytes_max: plugin.limits.memory_bytes_max,
-                refused: false,
-            },
+            log_budget: LogBudget { second: None, left: 0, dropped: 0 },
+            limiter: MemoryLimiter { bytes_max: plugin.limits.memory_bytes_max, refused: false },
             scratch: Vec::new(),
             start_log: Some(Vec::new()),
         };
@@ -447,21 +415,13 @@ impl Vm {
         store.data_mut().memory = memory;
         store.data_mut().allocate = allocate;
         let exports = Exports::find(&mut store, &instance, plugin);
-        let mut vm = Vm {
-            store,
-            exports,
-            roots_by_key: HashMap::new(),
-            started: false,
-        };
+        let mut vm = Vm { store, exports, roots_by_key: HashMap::new(), started: false };
         vm.run_start_functions(&instance, plugin)?;
         Ok(vm)
     }
 
     fn run_start_functions(&mut self, instance: &Instance, plugin: &Plugin) -> Result<(), VmStartError> {
-        let callback = |name| Callback {
-            name,
-            doing: Doing::Starting,
-        };
+        let callback = |name| Callback { name, doing: Doing::Starting };
         let budget = plugin.limits.start_time_max;
         if let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut self.store, "_initialize") {
             self.call(callback("_initialize"), 0, budget, &initialize, ())?;
@@ -478,11 +438,7 @@ impl Vm {
 
     /// Makes the plugin's root context, or finds the one it shares; returns its id.
     pub(crate) fn add_plugin(&mut self, plugin: &Arc<Plugin>) -> Result<u32, VmStartError> {
-        let key = (
-            plugin.root_id.clone(),
-            plugin.configuration.clone(),
-            plugin.name.clone(),
-        );
+        let key = (plugin.root_id.clone(), plugin.configuration.clone(), plugin.name.clone());
         if let Some(root) = self.roots_by_key.get(&key) {
             return Ok(*root);
         }
@@ -510,10 +466,7 @@ impl Vm {
             }
         }
         if let Some(configure) = self.exports.configure.clone() {
-            let callback = Callback {
-                name: "proxy_on_configure",
-                doing: Doing::Configuring,
-            };
+            let callback = Callback { name: "proxy_on_configure", doing: Doing::Configuring };
             let len = plugin.configuration.len() as u32;
             if self.call(callback, id, budget, &configure, (id, len))? == 0 {
                 return Err(VmStartError::ConfigurationRefused);
@@ -634,19 +587,10 @@ impl Vm {
             return Ok(());
         };
         let (fields, body, trailers) = answer.as_ref().map_or((0, 0, 0), |answer| {
-            (
-                answer.fields.len() as u32,
-                answer.body.len() as u32,
-                answer.trailers.len() as u32,
-            )
+            (answer.fields.len() as u32, answer.body.len() as u32, answer.trailers.len() as u32)
         });
         self.set_call_view(root, answer);
-        let result = self.callback(
-            "proxy_on_http_call_response",
-            root,
-            &func,
-            (root, token, fields, body, trailers),
-        );
+        let result = self.callback("proxy_on_http_call_response", root, &func, (root, token, fields, body, trailers));
         self.set_call_view(root, None);
         result
     }
@@ -728,19 +672,13 @@ impl Vm {
         let result = func.call(&mut self.store, params);
         let state = self.store.data_mut();
         let at = state.callback.name;
-        state.callback = Callback {
-            name: "",
-            doing: Doing::Idle,
-        };
+        state.callback = Callback { name: "", doing: Doing::Idle };
         result.map_err(|error| classify(&error, at, budget, &state.limiter))
     }
 }
 
 fn running(name: &'static str) -> Callback {
-    Callback {
-        name,
-        doing: Doing::Running,
-    }
+    Callback { name, doing: Doing::Running }
 }
 
 fn set_deadline(store: &mut Store<VmState>, budget: Duration) {
@@ -751,23 +689,14 @@ fn set_deadline(store: &mut Store<VmState>, budget: Duration) {
 
 fn classify(error: &wasmtime::Error, callback: &'static str, budget: Duration, limiter: &MemoryLimiter) -> Trapped {
     if let Some(fault) = error.downcast_ref::<GuestFault>() {
-        return Trapped::Fault {
-            fault: fault.clone(),
-            callback,
-        };
+        return Trapped::Fault { fault: fault.clone(), callback };
     }
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => Trapped::Deadline(budget, callback),
         Some(Trap::StackOverflow) => Trapped::StackOverflow(callback),
         // A guest that gets no memory aborts; what it was refused says more than how it aborted.
         Some(_) if limiter.refused => Trapped::Memory(limiter.bytes_max, callback),
-        Some(trap) => Trapped::Trap {
-            cause: trap.to_string(),
-            callback,
-        },
-        None => Trapped::Trap {
-            cause: format!("{error:#}"),
-            callback,
-        },
+        Some(trap) => Trapped::Trap { cause: trap.to_string(), callback },
+        None => Trapped::Trap { cause: format!("{error:#}"), callback },
     }
 }

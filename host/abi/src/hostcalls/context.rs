@@ -62,10 +62,7 @@ pub(super) fn done(call: &mut Call<'_>) -> Answer {
             root.done_pending = false;
             Ok(Status::Ok)
         }
-        _ => Ok(call.because(
-            "nothing waits for it: `proxy_on_done` has not answered no",
-            Status::NotFound,
-        )),
+        _ => Ok(call.because("nothing waits for it: `proxy_on_done` has not answered no", Status::NotFound)),
     }
 }
 
@@ -124,10 +121,7 @@ pub(super) fn set_filter_state(call: &mut Call<'_>, key: Vec<u8>, value: Vec<u8>
 
 pub(super) fn get_configuration(call: &mut Call<'_>, ret: u32, ret_len: u32) -> Answer {
     if call.state().callback.doing != Doing::Configuring {
-        return Ok(call.because(
-            "the configuration can be read in `proxy_on_configure` only",
-            Status::NotFound,
-        ));
+        return Ok(call.because("the configuration can be read in `proxy_on_configure` only", Status::NotFound));
     }
     call.give_filled(ret, ret_len, |call, out| {
         out.extend_from_slice(&call.state().current_plugin().configuration);

@@ -58,13 +58,6 @@ fn compress(bytes: &[u8], most: usize) -> Result<Vec<u8>, Status> {
 /// Unlike Envoy's, bounded: a few bytes can unfold into gigabytes.
 fn uncompress(bytes: &[u8], most: usize) -> Result<Vec<u8>, Status> {
     let mut out = Vec::new();
-    ZlibDecoder::new(bytes)
-        .take(most as u64 + 1)
-        .read_to_end(&mut out)
-        .map_err(|_| Status::SerializationFailure)?;
-    if out.len() > most {
-        Err(Status::SerializationFailure)
-    } else {
-        Ok(out)
-    }
+    ZlibDecoder::new(bytes).take(most as u64 + 1).read_to_end(&mut out).map_err(|_| Status::SerializationFailure)?;
+    if out.len() > most { Err(Status::SerializationFailure) } else { Ok(out) }
 }

@@ -39,11 +39,7 @@ fn with_buffer<R>(state: &VmState, buffer: BufferType, read: impl FnOnce(&[u8]) 
             let context = state.effective_stream()?;
             let exchange = context.exchange.borrow();
             let view = exchange.stages.get(context.stage)?;
-            let direction = if buffer == BufferType::RequestBody {
-                Direction::Request
-            } else {
-                Direction::Response
-            };
+            let direction = if buffer == BufferType::RequestBody { Direction::Request } else { Direction::Response };
             Some(read(view.body(direction)?))
         }
         BufferType::CallResponseBody => Some(read(&root()?.call_view.as_ref()?.body)),
@@ -78,17 +74,10 @@ pub(super) fn set_buffer(call: &mut Call<'_>, buffer: u32, start: u32, size: u32
     view.edited = true;
     let body = view.body_mut(direction).get_or_insert_default();
     let (start, size) = (start as usize, size as usize);
-    let kept = if start == 0 {
-        body.len().saturating_sub(size)
-    } else {
-        body.len()
-    };
+    let kept = if start == 0 { body.len().saturating_sub(size) } else { body.len() };
     if kept + value.len() > most {
         drop(exchange);
-        return Ok(call.because(
-            "the body would become larger than `limits.buffer` allows",
-            Status::InternalFailure,
-        ));
+        return Ok(call.because("the body would become larger than `limits.buffer` allows", Status::InternalFailure));
     }
     if start == 0 {
         let rest = body.split_off(size.min(body.len()));
@@ -126,11 +115,7 @@ fn with_map<R>(state: &VmState, map: MapType, read: impl FnOnce(&FieldMap) -> R)
     match map {
         MapType::CallResponseHeaders | MapType::CallResponseTrailers => {
             let view = state.roots.get(&state.effective_root()?)?.call_view.as_ref()?;
-            Some(read(if map == MapType::CallResponseHeaders {
-                &view.fields
-            } else {
-                &view.trailers
-            }))
+            Some(read(if map == MapType::CallResponseHeaders { &view.fields } else { &view.trailers }))
         }
         MapType::GrpcInitialMetadata | MapType::GrpcTrailingMetadata => None,
         _ => {
@@ -145,9 +130,7 @@ fn with_map<R>(state: &VmState, map: MapType, read: impl FnOnce(&FieldMap) -> R)
 fn with_map_mut<R>(state: &VmState, map: MapType, change: impl FnOnce(&mut FieldMap, &Limits) -> R) -> Option<R> {
     let context = state.effective_stream()?;
     let mut exchange = context.exchange.borrow_mut();
-    exchange
-        .map_mut(context.stage, map)
-        .map(|fields| change(fields, &state.plugin.limits))
+    exchange.map_mut(context.stage, map).map(|fields| change(fields, &state.plugin.limits))
 }
 
 fn map_type(call: &mut Call<'_>, map: u32) -> Result<MapType, Status> {
@@ -163,10 +146,7 @@ pub(super) fn get_map_size(call: &mut Call<'_>, map: u32, ret: u32) -> Answer {
         Err(status) => return Ok(status),
     };
     let Some(size) = with_map_mut(call.state(), map, |fields, _| fields.byte_size()) else {
-        return Ok(call.because(
-            "Envoy tells the size of maps that can be changed, only",
-            Status::BadArgument,
-        ));
+        return Ok(call.because("Envoy tells the size of maps that can be changed, only", Status::BadArgument));
     };
     call.write_u32(ret, size as u32)?;
     Ok(Status::Ok)
@@ -183,9 +163,7 @@ pub(super) fn get_map(call: &mut Call<'_>, map: u32, ret: u32, ret_len: u32) -> 
         Ok(Status::Ok)
     })?;
     if !available && matches!(map, MapType::RequestHeaders | MapType::ResponseHeaders) {
-        call.lint(format!(
-            "answers an empty map, though no map is there to be read: {RELEASED}"
-        ));
+        call.lint(format!("answers an empty map, though no map is there to be read: {RELEASED}"));
     }
     Ok(status)
 }
@@ -199,7 +177,7 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
         Ok(fields) => fields,
         Err(error) => return Ok(call.because(error.to_string(), Status::BadArgument)),
     };
-    if let Err(reason) = fields.iter().try_for_each(|(name, value)| check_line(map, name, value)) {
+    if let Err(reason) = check_lines(map, &fields) {
         return Ok(call.because(reason, Status::BadArgument));
     }
     let changed = with_map_mut(call.state(), map, |target, limits| {
@@ -215,10 +193,7 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
 fn changed_status(call: &mut Call<'_>, changed: Option<bool>) -> Answer {
     Ok(match changed {
         Some(true) => Status::Ok,
-        Some(false) => call.because(
-            "the map would become larger than `limits` allows",
-            Status::InternalFailure,
-        ),
+        Some(false) => call.because("the map would become larger than `limits` allows", Status::InternalFailure),
         None => call.because(RELEASED, Status::BadArgument),
     })
 }
@@ -230,9 +205,8 @@ pub(super) fn get_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32,
     };
     call.give_filled(ret, ret_len, |call, out| {
         let name = call.bytes(name, name_len)?;
-        let found = with_map(call.state(), map, |fields| {
-            fields.get(name).map(|value| out.extend_from_slice(value)).is_some()
-        });
+        let found =
+            with_map(call.state(), map, |fields| fields.get(name).map(|value| out.extend_from_slice(value)).is_some());
         Ok(match found {
             Some(true) => Status::Ok,
             Some(false) => Status::NotFound,
@@ -242,20 +216,14 @@ pub(super) fn get_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32,
 }
 
 pub(super) fn add_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32, value: u32, value_len: u32) -> Answer {
-    change_field(
-        call,
-        map,
-        (name, name_len),
-        (value, value_len),
-        |fields, name, value| {
-            // A second pseudo-header of a name would be two answers to one question.
-            if name.first() == Some(&b':') {
-                fields.set(name, value)
-            } else {
-                fields.push(name, value)
-            }
-        },
-    )
+    change_field(call, map, (name, name_len), (value, value_len), |fields, name, value| {
+        // A second pseudo-header of a name would be two answers to one question.
+        if name.first() == Some(&b':') {
+            fields.set(name, value);
+        } else {
+            fields.push(name, value);
+        }
+    })
 }
 
 pub(super) fn replace_field(
@@ -309,13 +277,15 @@ pub(super) fn remove_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u
     changed_status(call, removed)
 }
 
+fn check_lines(map: MapType, fields: &FieldMap) -> Result<(), String> {
+    fields.iter().try_for_each(|(name, value)| check_line(map, name, value))
+}
+
 /// A line that would become another message on the wire is refused (RFC 9110, section 5.5; RFC 9113, section 8.2.1).
 fn check_line(map: MapType, name: &[u8], value: &[u8]) -> Result<(), String> {
     let token = name.strip_prefix(b":").unwrap_or(name);
-    let is_token = !token.is_empty()
-        && token
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
+    let is_token =
+        !token.is_empty() && token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
     if !is_token {
         return Err("a field name consists of token characters".into());
     }
@@ -356,10 +326,7 @@ pub(super) fn continue_stream(call: &mut Call<'_>, stream: u32) -> Answer {
         0 => continue_request(call),
         1 => continue_response(call),
         2 => Ok(Status::Ok),
-        3 => Ok(call.because(
-            "Envoy does not resume the upstream side of a connection",
-            Status::Unimplemented,
-        )),
+        3 => Ok(call.because("Envoy does not resume the upstream side of a connection", Status::Unimplemented)),
         _ => Ok(call.because("there is no such stream", Status::BadArgument)),
     }
 }
@@ -405,34 +372,21 @@ pub(super) fn send_local_response(
     let details = String::from_utf8_lossy(call.bytes(details, details_len)?).replace(char::is_whitespace, "_");
     let body = call.bytes(body, body_len)?;
     if body.len() > call.state().plugin.limits.buffer_bytes_max {
-        return Ok(call.because(
-            "the body is larger than `limits.buffer` allows",
-            Status::InternalFailure,
-        ));
+        return Ok(call.because("the body is larger than `limits.buffer` allows", Status::InternalFailure));
     }
     let body = Bytes::copy_from_slice(body);
     let fields = match pairs::decode(call.bytes(fields, fields_len)?) {
         Ok(fields) => fields,
         Err(error) => return Ok(call.because(error.to_string(), Status::BadArgument)),
     };
-    if let Err(reason) = fields
-        .iter()
-        .try_for_each(|(name, value)| check_line(MapType::ResponseHeaders, name, value))
-    {
+    if let Err(reason) = check_lines(MapType::ResponseHeaders, &fields) {
         return Ok(call.because(reason, Status::BadArgument));
     }
-    let status = match u16::try_from(status) {
-        Ok(status @ 200..=599) => status,
-        _ => return Ok(call.because("the status of a final response is 200 to 599", Status::BadArgument)),
+    let Ok(status @ 200..=599) = u16::try_from(status) else {
+        return Ok(call.because("the status of a final response is 200 to 599", Status::BadArgument));
     };
     let grpc_status = u32::try_from(grpc).ok();
-    let response = LocalResponse {
-        status,
-        details,
-        body,
-        fields,
-        grpc_status,
-    };
+    let response = LocalResponse { status, details, body, fields, grpc_status };
     let has_stream = ask(call, |view| {
         // The first one counts.
         view.asked.local_response.get_or_insert(response);
@@ -465,39 +419,22 @@ pub(super) fn http_call(
     let body = call.bytes(body, body_len)?;
     let plugin = call.state().current_plugin();
     if body.len() > plugin.limits.call_bytes_max {
-        return Ok(call.because(
-            "the body is larger than `limits.call_bytes` allows",
-            Status::InternalFailure,
-        ));
+        return Ok(call.because("the body is larger than `limits.call_bytes` allows", Status::InternalFailure));
     }
     let body = Bytes::copy_from_slice(body);
     let (fields, trailers) = match (fields, trailers) {
         (Ok(fields), Ok(trailers)) => (fields, trailers),
         (Err(error), _) | (_, Err(error)) => return Ok(call.because(error.to_string(), Status::BadArgument)),
     };
-    let lines = fields.iter().map(|line| (MapType::RequestHeaders, line));
-    let lines = lines.chain(trailers.iter().map(|line| (MapType::RequestTrailers, line)));
-    let checked = lines
-        .map(|(map, (name, value))| check_line(map, name, value))
-        .collect::<Result<(), String>>();
+    let checked = check_lines(MapType::RequestHeaders, &fields).and(check_lines(MapType::RequestTrailers, &trailers));
     if let Err(reason) = checked {
         return Ok(call.because(reason, Status::BadArgument));
     }
-    let allowed = plugin
-        .capabilities
-        .upstreams
-        .as_ref()
-        .is_none_or(|names| names.contains(&upstream));
+    let allowed = plugin.capabilities.upstreams.as_ref().is_none_or(|names| names.contains(&upstream));
     if !allowed || !call.state().embedder.borrow().has_upstream(&upstream) {
-        return Ok(call.because(
-            format!("there is no upstream `{upstream}` for this plugin"),
-            Status::BadArgument,
-        ));
+        return Ok(call.because(format!("there is no upstream `{upstream}` for this plugin"), Status::BadArgument));
     }
-    if let Some(missing) = [":method", ":path", ":authority"]
-        .iter()
-        .find(|name| !fields.contains(name.as_bytes()))
-    {
+    if let Some(missing) = [":method", ":path", ":authority"].iter().find(|name| !fields.contains(name.as_bytes())) {
         return Ok(call.because(format!("a callout needs `{missing}`"), Status::BadArgument));
     }
     if timeout > i32::MAX as u32 {
@@ -539,34 +476,15 @@ fn new_call(
         }
     };
     state.calls.insert(token);
-    let ending = matches!(
-        state.callback.name,
-        "proxy_on_log" | "proxy_on_done" | "proxy_on_delete"
-    );
-    let stream = state
-        .streams
-        .get(&state.effective)
-        .filter(|_| !ending)
-        .map(|context| context.stream);
-    state.new_calls.push(NewCall {
-        token,
-        root,
-        stream,
-        upstream,
-        fields,
-        body,
-        trailers,
-        timeout,
-    });
+    let ending = matches!(state.callback.name, "proxy_on_log" | "proxy_on_done" | "proxy_on_delete");
+    let stream = state.streams.get(&state.effective).filter(|_| !ending).map(|context| context.stream);
+    state.new_calls.push(NewCall { token, root, stream, upstream, fields, body, trailers, timeout });
     Ok(token)
 }
 
 pub(super) fn get_status(call: &mut Call<'_>, ret_code: u32, ret: u32, ret_len: u32) -> Answer {
     let state = call.state();
-    let status = state
-        .effective_root()
-        .and_then(|root| state.roots.get(&root))
-        .map(|root| root.status.clone());
+    let status = state.effective_root().and_then(|root| state.roots.get(&root)).map(|root| root.status.clone());
     let (code, message) = status.unwrap_or_default();
     call.write_u32(ret_code, code)?;
     call.give(&message, ret, ret_len)?;
@@ -594,18 +512,7 @@ pub(super) fn grpc_call(
     _ret: u32,
 ) -> Answer {
     call.bytes(message, message_len)?;
-    grpc_stream(
-        call,
-        upstream,
-        upstream_len,
-        service,
-        service_len,
-        method,
-        method_len,
-        metadata,
-        metadata_len,
-        0,
-    )
+    grpc_stream(call, upstream, upstream_len, service, service_len, method, method_len, metadata, metadata_len, 0)
 }
 
 #[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
@@ -621,12 +528,9 @@ pub(super) fn grpc_stream(
     metadata_len: u32,
     _ret: u32,
 ) -> Answer {
-    for (pointer, len) in [
-        (upstream, upstream_len),
-        (service, service_len),
-        (method, method_len),
-        (metadata, metadata_len),
-    ] {
+    for (pointer, len) in
+        [(upstream, upstream_len), (service, service_len), (method, method_len), (metadata, metadata_len)]
+    {
         call.bytes(pointer, len)?;
     }
     call.lint(NO_GRPC);
@@ -635,11 +539,7 @@ pub(super) fn grpc_stream(
 
 pub(super) fn grpc_send(call: &mut Call<'_>, id: u32, message: u32, len: u32, _end: u32) -> Answer {
     call.bytes(message, len)?;
-    Ok(if id & 3 == 2 {
-        Status::NotFound
-    } else {
-        Status::BadArgument
-    })
+    Ok(if id & 3 == 2 { Status::NotFound } else { Status::BadArgument })
 }
 
 /// Ends a gRPC call or stream; none is known, and an HTTP call is none.

@@ -39,14 +39,8 @@ pub(super) fn register_queue(call: &mut Call<'_>, name: u32, len: u32, ret: u32)
     let Some(context) = state.effective_root() else {
         return Ok(Status::NotFound);
     };
-    let owner = Owner {
-        worker: state.worker,
-        vm: state.id,
-        context,
-    };
-    let id = state
-        .shared
-        .register_queue(&state.plugin.vm_id, call.bytes(name, len)?, owner);
+    let owner = Owner { worker: state.worker, vm: state.id, context };
+    let id = state.shared.register_queue(&state.plugin.vm_id, call.bytes(name, len)?, owner);
     let Some(id) = id else {
         return Ok(call.because("the process has as many queues as allowed", Status::InternalFailure));
     };
@@ -99,10 +93,9 @@ pub(super) fn define_metric(call: &mut Call<'_>, kind: u32, name: u32, len: u32,
     let name = String::from_utf8_lossy(call.bytes(name, len)?).into_owned();
     let state = call.state_mut();
     if state.metrics.by_id.len() >= most || name.len() > 1024 {
-        return Ok(call.because(
-            "the plugin has as many metrics as allowed, or the name is too long",
-            Status::InternalFailure,
-        ));
+        return Ok(
+            call.because("the plugin has as many metrics as allowed, or the name is too long", Status::InternalFailure)
+        );
     }
     let cell = state.shared.define_metric(kind, &name);
     // Low bits of an id say the kind: 4, 8.. counters; 5, 9.. gauges; 6, 10.. histograms.
@@ -115,12 +108,7 @@ pub(super) fn define_metric(call: &mut Call<'_>, kind: u32, name: u32, len: u32,
 }
 
 pub(super) fn increment_metric(call: &mut Call<'_>, id: u32, offset: i64) -> Answer {
-    Ok(call
-        .state()
-        .metrics
-        .by_id
-        .get(&id)
-        .map_or(Status::NotFound, |cell| cell.increment(offset)))
+    Ok(call.state().metrics.by_id.get(&id).map_or(Status::NotFound, |cell| cell.increment(offset)))
 }
 
 pub(super) fn record_metric(call: &mut Call<'_>, id: u32, value: u64) -> Answer {

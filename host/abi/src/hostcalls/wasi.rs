@@ -60,19 +60,12 @@ pub(super) fn link(functions: &mut HostFunctions, module: &'static str) -> wasmt
     wasi!(l, module, "poll_oneoff", ALWAYS, poll_oneoff, (input: u32, output: u32, count: u32, ret: u32));
     wasi!(l, module, "fd_fdstat_get", STARTING, fd_fdstat_get, (fd: u32, ret: u32));
     l.names.insert((module, "proc_exit"));
-    l.linker.func_wrap(
-        module,
-        "proc_exit",
-        |caller: Caller<'_, VmState>, code: u32| -> wasmtime::Result<()> {
-            // Envoy goes on after it; so do we. What follows in a guest is usually an `unreachable`.
-            let mut call = Call::enter(caller, "proc_exit", ALWAYS)?;
-            call.state_mut().log(
-                LogLevel::Error,
-                format!("the guest called proc_exit({code})").as_bytes(),
-            );
-            Ok(())
-        },
-    )?;
+    l.linker.func_wrap(module, "proc_exit", |caller: Caller<'_, VmState>, code: u32| -> wasmtime::Result<()> {
+        // Envoy goes on after it; so do we. What follows in a guest is usually an `unreachable`.
+        let mut call = Call::enter(caller, "proc_exit", ALWAYS)?;
+        call.state_mut().log(LogLevel::Error, format!("the guest called proc_exit({code})").as_bytes());
+        Ok(())
+    })?;
 
     constant!(l, module, "sched_yield", SUCCESS, ());
     constant!(l, module, "fd_close", SUCCESS, (u32));
@@ -93,22 +86,10 @@ pub(super) fn link(functions: &mut HostFunctions, module: &'static str) -> wasmt
     constant!(l, module, "fd_renumber", NOTSUP, (u32, u32));
     constant!(l, module, "fd_sync", NOTSUP, (u32));
     constant!(l, module, "fd_tell", NOTSUP, (u32, u32));
-    constant!(
-        l,
-        module,
-        "path_open",
-        NOENT,
-        (u32, u32, u32, u32, u32, u64, u64, u32, u32)
-    );
+    constant!(l, module, "path_open", NOENT, (u32, u32, u32, u32, u32, u64, u64, u32, u32));
     constant!(l, module, "path_create_directory", NOTSUP, (u32, u32, u32));
     constant!(l, module, "path_filestat_get", NOTSUP, (u32, u32, u32, u32, u32));
-    constant!(
-        l,
-        module,
-        "path_filestat_set_times",
-        NOTSUP,
-        (u32, u32, u32, u32, u64, u64, u32)
-    );
+    constant!(l, module, "path_filestat_set_times", NOTSUP, (u32, u32, u32, u32, u64, u64, u32));
     constant!(l, module, "path_link", NOTSUP, (u32, u32, u32, u32, u32, u32, u32));
     constant!(l, module, "path_readlink", NOTSUP, (u32, u32, u32, u32, u32, u32));
     constant!(l, module, "path_remove_directory", NOTSUP, (u32, u32, u32));
@@ -196,10 +177,7 @@ fn environ_sizes_get(call: &mut Call<'_>, ret_count: u32, ret_bytes: u32) -> Err
     let environment = &call.state().plugin.environment;
     let count = environment.len() as u32;
     // NAME=value and a NUL.
-    let bytes: usize = environment
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 2)
-        .sum();
+    let bytes: usize = environment.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
     call.write_u32(ret_count, count)?;
     call.write_u32(ret_bytes, bytes as u32)?;
     Ok(SUCCESS)

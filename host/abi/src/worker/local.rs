@@ -1,0 +1,112 @@
+//! Answers made here, by a guest or in its place, and resets.
+
+use bytes::Bytes;
+
+use super::{Action, StreamId, Worker};
+use crate::abi::Direction;
+use crate::exchange::LocalResponse;
+use crate::fields::FieldMap;
+use crate::stream::{Sent, Stream};
+
+impl Worker {
+    /// Answers in the upstream's place: through the response side of the filters if no response has come yet, directly
+    /// to the client if one has, and by a reset if it is on its way already.
+    pub(super) fn answer_locally(&mut self, id: StreamId, stream: &mut Stream, response: LocalResponse) {
+        if stream.reset {
+            return;
+        }
+        if stream.response_sent != Sent::Nothing {
+            return self.reset(id, stream);
+        }
+        if stream.request_sent != Sent::Nothing {
+            self.actions.push_back(Action::CancelUpstream(id));
+        }
+        let replaces = stream.exchange.borrow().response_headers.is_some();
+        stream.local = Some(response.details.as_str().into());
+        let (fields, body) = local_message(&stream.exchange.borrow().request_headers, response);
+        let end = body.is_empty() || stream.is_head;
+        {
+            let exchange = &mut *stream.exchange.borrow_mut();
+            exchange.response_headers = Some(fields);
+            exchange.response_trailers = None;
+            exchange.response_bytes = body.len() as u64;
+        }
+        let first = if replaces { None } else { stream.first(Direction::Response) };
+        self.deliver_headers(id, stream, Direction::Response, first, end);
+        if !end {
+            self.deliver_body(id, stream, Direction::Response, first, body.into(), true);
+        }
+    }
+
+    pub(super) fn reset(&mut self, id: StreamId, stream: &mut Stream) {
+        if !std::mem::replace(&mut stream.reset, true) {
+            if stream.request_sent != Sent::Nothing {
+                self.actions.push_back(Action::CancelUpstream(id));
+            }
+            self.actions.push_back(Action::Reset(id));
+        }
+    }
+
+    /// The guest that a stage needs is not there.
+    pub(super) fn fail(&mut self, id: StreamId, stream: &mut Stream, stage: usize) {
+        let plugin = &self.plugins[stream.stages[stage].plugin].plugin;
+        let details = format!("wasm_fail_stream{{{}}}", plugin.name);
+        self.answer_locally(id, stream, LocalResponse { status: 503, details, ..LocalResponse::default() });
+    }
+}
+
+/// The fields and body of a local response, in the form that the request calls for.
+fn local_message(request: &FieldMap, response: LocalResponse) -> (FieldMap, Bytes) {
+    let LocalResponse { status, body, fields: extra, grpc_status, .. } = response;
+    let mut fields = FieldMap::with_capacity(extra.len() + 4, extra.byte_size() + 64);
+    let is_grpc = request.get(b"content-type").is_some_and(|value| {
+        value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    });
+    if is_grpc {
+        // A gRPC client understands nothing but trailers: status 200, and the outcome in its own fields.
+        fields.push(b":status", b"200");
+        fields.push(b"content-type", b"application/grpc");
+        let code = grpc_status.unwrap_or_else(|| grpc_status_of(status));
+        fields.push(b"grpc-status", code.to_string().as_bytes());
+        if !body.is_empty() {
+            fields.push(b"grpc-message", percent_encoded(&body).as_bytes());
+        }
+        for (name, value) in extra.iter().filter(|(name, _)| !name.starts_with(b":")) {
+            fields.set(name, value);
+        }
+        return (fields, Bytes::new());
+    }
+    fields.push(b":status", status.to_string().as_bytes());
+    let framing: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"content-type"];
+    for (name, value) in extra.iter().filter(|(name, _)| !name.starts_with(b":") && !framing.contains(name)) {
+        fields.push(name, value);
+    }
+    if !body.is_empty() {
+        fields.push(b"content-type", extra.get(b"content-type").unwrap_or(b"text/plain"));
+        fields.push(b"content-length", body.len().to_string().as_bytes());
+    }
+    (fields, body)
+}
+
+/// Envoy's translation of HTTP statuses.
+fn grpc_status_of(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+fn percent_encoded(message: &[u8]) -> String {
+    let mut out = String::with_capacity(message.len());
+    for byte in message {
+        match byte {
+            b'%' | 0..=0x1f | 0x7f.. => out.push_str(&format!("%{byte:02X}")),
+            _ => out.push(char::from(*byte)),
+        }
+    }
+    out
+}
