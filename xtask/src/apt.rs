@@ -19,21 +19,14 @@ pub(crate) struct Source {
 }
 
 /// Options carried over to the suite that is asked for: each pair is the one-line name and the deb822 name.
-const TRUST_OPTIONS: [(&str, &str); 3] = [
-    ("signed-by", "Signed-By"),
-    ("trusted", "Trusted"),
-    ("check-valid-until", "Check-Valid-Until"),
-];
+const TRUST_OPTIONS: [(&str, &str); 3] =
+    [("signed-by", "Signed-By"), ("trusted", "Trusted"), ("check-valid-until", "Check-Valid-Until")];
 
 /// Reads the machine's package sources.
 pub(crate) fn configured_sources() -> Vec<Source> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let mut parts: Vec<PathBuf> = fs::read_dir("/etc/apt/sources.list.d")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let mut parts: Vec<PathBuf> =
+        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     parts.sort();
     files.extend(parts);
     let mut sources = Vec::new();
@@ -58,9 +51,7 @@ fn parse_one_line(line: &str) -> Option<Source> {
     let line = line.split('#').next()?.trim();
     let rest = line.strip_prefix("deb")?;
     // `deb-src` lists sources, not packages.
-    let rest = rest
-        .strip_prefix(|c: char| c.is_whitespace() || c == '[')
-        .map(|_| rest.trim_start())?;
+    let rest = rest.strip_prefix(|c: char| c.is_whitespace() || c == '[').map(|_| rest.trim_start())?;
     let (options, rest) = match rest.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
         None => ("", rest),
@@ -69,16 +60,10 @@ fn parse_one_line(line: &str) -> Option<Source> {
     let (uri, suite) = (words.next()?, words.next()?);
     let trust = options.split_whitespace().filter_map(|option| {
         let (name, value) = option.split_once('=')?;
-        let (_, field) = TRUST_OPTIONS
-            .into_iter()
-            .find(|(known, _)| *known == name.to_ascii_lowercase())?;
+        let (_, field) = TRUST_OPTIONS.into_iter().find(|(known, _)| *known == name.to_ascii_lowercase())?;
         Some((field, value.to_owned()))
     });
-    Some(Source {
-        uris: vec![uri.to_owned()],
-        suites: vec![suite.to_owned()],
-        trust: trust.collect(),
-    })
+    Some(Source { uris: vec![uri.to_owned()], suites: vec![suite.to_owned()], trust: trust.collect() })
 }
 
 /// Stanzas of `Field: value`, separated by empty lines; a value goes on in lines that begin with a space.
@@ -105,31 +90,14 @@ fn parse_deb822_style(text: &str) -> Vec<Source> {
 }
 
 fn source_from_stanza(stanza: &[(String, String)]) -> Option<Source> {
-    let field = |name: &str| {
-        stanza
-            .iter()
-            .find(|(field, _)| field == name)
-            .map(|(_, value)| value.as_str())
-    };
-    let words = |name: &str| {
-        field(name)
-            .unwrap_or_default()
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+    let field = |name: &str| stanza.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str());
+    let words = |name: &str| field(name).unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let enabled = !matches!(field("enabled"), Some("no" | "false" | "0"));
     if !enabled || !words("types").iter().any(|kind| kind == "deb") {
         return None;
     }
-    let trust = TRUST_OPTIONS
-        .iter()
-        .filter_map(|(name, title)| Some((*title, field(name)?.to_owned())));
-    Some(Source {
-        uris: words("uris"),
-        suites: words("suites"),
-        trust: trust.collect(),
-    })
+    let trust = TRUST_OPTIONS.iter().filter_map(|(name, title)| Some((*title, field(name)?.to_owned())));
+    Some(Source { uris: words("uris"), suites: words("suites"), trust: trust.collect() })
 }
 
 /// The suites worth asking for a newer package, most likely first, each with the archive that should have it.
@@ -143,11 +111,7 @@ pub(crate) fn candidate_suites(sources: &[Source]) -> Vec<(String, Source)> {
     let Some((archive, codename)) = main else {
         return Vec::new();
     };
-    let mut suites = vec![
-        "trixie-backports".to_owned(),
-        format!("{codename}-backports"),
-        codename.clone(),
-    ];
+    let mut suites = vec!["trixie-backports".to_owned(), format!("{codename}-backports"), codename.clone()];
     suites.extend(["testing", "unstable"].map(str::to_owned));
     let mut seen = Vec::new();
     suites.retain(|suite| {
@@ -174,9 +138,7 @@ impl PrivateApt {
             fs::write(folder.join("suite.sources"), stanza(suite, archive))
         };
         prepare().map_err(|error| Failure::new(folder.display().to_string(), error.to_string()))?;
-        let apt = Self {
-            folder: folder.to_owned(),
-        };
+        let apt = Self { folder: folder.to_owned() };
         with_retries(|| run_quietly(apt.command("apt-get").arg("update")))?;
         Ok(apt)
     }
@@ -184,11 +146,7 @@ impl PrivateApt {
     /// The versions on offer, best first.
     pub(crate) fn versions(&self, package: &str) -> Result<Vec<String>, Failure> {
         let table = query(self.command("apt-cache").args(["madison", package]))?;
-        Ok(table
-            .lines()
-            .filter_map(|line| line.split('|').nth(1))
-            .map(|version| version.trim().to_owned())
-            .collect())
+        Ok(table.lines().filter_map(|line| line.split('|').nth(1)).map(|version| version.trim().to_owned()).collect())
     }
 
     /// Downloads packages, given as `name=version`, and unpacks them below `destination`.
@@ -196,11 +154,7 @@ impl PrivateApt {
         let mut download = self.command("apt-get");
         download.arg("download").args(packages).current_dir(&self.folder);
         with_retries(|| run_quietly(&mut download))?;
-        let archives = fs::read_dir(&self.folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
+        let archives = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         for archive in archives.filter(|path| path.extension().is_some_and(|extension| extension == "deb")) {
             run_quietly(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(destination))?;
         }
@@ -226,10 +180,7 @@ impl PrivateApt {
 }
 
 fn stanza(suite: &str, archive: &Source) -> String {
-    let mut text = format!(
-        "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n",
-        archive.uris.join(" ")
-    );
+    let mut text = format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n", archive.uris.join(" "));
     for (field, value) in &archive.trust {
         text.push_str(&format!("{field}: {value}\n"));
     }
@@ -244,10 +195,7 @@ mod tests {
         Source {
             uris: vec![uri.to_owned()],
             suites: suites.iter().map(|suite| (*suite).to_owned()).collect(),
-            trust: trust
-                .iter()
-                .map(|(field, value)| (*field, (*value).to_owned()))
-                .collect(),
+            trust: trust.iter().map(|(field, value)| (*field, (*value).to_owned())).collect(),
         }
     }
 
@@ -265,11 +213,7 @@ deb http://no-suite.example/debian
 ";
         let expected = [
             source("http://mirror.example/debian", &["bookworm"], &[]),
-            source(
-                "https://other.example/debian",
-                &["trixie"],
-                &[("Signed-By", "/usr/share/keyrings/a.gpg")],
-            ),
+            source("https://other.example/debian", &["trixie"], &[("Signed-By", "/usr/share/keyrings/a.gpg")]),
             source("https://third.example/debian", &["sid"], &[("Trusted", "yes")]),
             source("http://indented.example/debian", &["trixie"], &[]),
         ];
@@ -317,11 +261,7 @@ Signed-By:
         assert_eq!(parsed, expected);
         // What is written for apt reads back as what was meant.
         let written = stanza("trixie-backports", &parsed[1]);
-        let again = source(
-            "https://inline.example/debian",
-            &["trixie-backports"],
-            &[("Signed-By", key)],
-        );
+        let again = source("https://inline.example/debian", &["trixie-backports"], &[("Signed-By", key)]);
         assert_eq!(parse_deb822_style(&written), [again]);
     }
 
@@ -338,9 +278,6 @@ Signed-By:
 
     #[test]
     fn no_main_archive_means_no_candidates() {
-        assert_eq!(
-            candidate_suites(&[source("http://mirror.example/x", &["bookworm-security"], &[])]),
-            []
-        );
+        assert_eq!(candidate_suites(&[source("http://mirror.example/x", &["bookworm-security"], &[])]), []);
     }
 }

@@ -25,15 +25,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 7] = [
-        Self::Setup,
-        Self::Fmt,
-        Self::Clippy,
-        Self::Doc,
-        Self::Filters,
-        Self::Build,
-        Self::Test,
-    ];
+    const ALL: [Self; 7] = [Self::Setup, Self::Fmt, Self::Clippy, Self::Doc, Self::Filters, Self::Build, Self::Test];
 
     /// Names as given to `--only`.
     pub(crate) const NAMES: [(&'static str, Self); 6] = [
@@ -46,10 +38,7 @@ impl Step {
     ];
 
     fn name(self) -> &'static str {
-        Self::NAMES
-            .iter()
-            .find(|(_, step)| *step == self)
-            .map_or("set-up", |(name, _)| name)
+        Self::NAMES.iter().find(|(_, step)| *step == self).map_or("set-up", |(name, _)| name)
     }
 
     /// Steps without whose success this one has nothing to say.
@@ -76,16 +65,9 @@ pub(crate) struct Plan {
 impl Plan {
     fn steps(&self) -> Vec<Step> {
         let asked = |step: Step| self.only.is_empty() || self.only.contains(&step);
-        let needed = |step: Step| {
-            Step::ALL
-                .into_iter()
-                .any(|later| asked(later) && later.needs().contains(&step))
-        };
+        let needed = |step: Step| Step::ALL.into_iter().any(|later| asked(later) && later.needs().contains(&step));
         let set_up = |step: Step| step != Step::Setup || needed(step);
-        Step::ALL
-            .into_iter()
-            .filter(|step| (asked(*step) && set_up(*step)) || needed(*step))
-            .collect()
+        Step::ALL.into_iter().filter(|step| (asked(*step) && set_up(*step)) || needed(*step)).collect()
     }
 }
 
@@ -111,10 +93,7 @@ impl Tally {
                     _ => {}
                 }
             }
-        } else if let Some(name) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
-        {
+        } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
         }
     }
@@ -142,20 +121,11 @@ struct Report {
 
 /// Checks, and tells.
 pub(crate) fn run(workspace: &Workspace, plan: &Plan, progress: Progress) -> ExitCode {
-    let mut checks = Checks {
-        workspace,
-        plan,
-        progress,
-        machine: Machine::default(),
-        tally: Tally::default(),
-    };
+    let mut checks = Checks { workspace, plan, progress, machine: Machine::default(), tally: Tally::default() };
     let mut reports: Vec<Report> = Vec::new();
     for step in plan.steps() {
-        let failed = |need: &&Step| {
-            reports
-                .iter()
-                .any(|report| report.step == **need && report.ending != Ending::Passed)
-        };
+        let failed =
+            |need: &&Step| reports.iter().any(|report| report.step == **need && report.ending != Ending::Passed);
         let started = Instant::now();
         let ending = match step.needs().iter().find(failed) {
             Some(need) => Ending::Left(*need),
@@ -168,25 +138,15 @@ pub(crate) fn run(workspace: &Workspace, plan: &Plan, progress: Progress) -> Exi
             },
         };
         let stop = plan.fail_fast && ending != Ending::Passed;
-        reports.push(Report {
-            step,
-            ending,
-            took: started.elapsed(),
-        });
+        reports.push(Report { step, ending, took: started.elapsed() });
         if stop {
             break;
         }
     }
     // A closed pipe is not a reason to fail: the exit code says it all.
-    let _ = std::io::stdout()
-        .lock()
-        .write_all(summary(&reports, &checks.tally).as_bytes());
+    let _ = std::io::stdout().lock().write_all(summary(&reports, &checks.tally).as_bytes());
     let all_passed = reports.iter().all(|report| report.ending == Ending::Passed);
-    if all_passed {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 struct Checks<'a> {
@@ -201,19 +161,12 @@ impl Checks<'_> {
     fn run(&mut self, step: Step) -> anyhow::Result<()> {
         match step {
             Step::Setup => {
-                let parts = if self.plan.steps().contains(&Step::Test) {
-                    &Part::NEEDED[..]
-                } else {
-                    &[Part::Wasm]
-                };
+                let parts = if self.plan.steps().contains(&Step::Test) { &Part::NEEDED[..] } else { &[Part::Wasm] };
                 self.machine = setup::run(self.workspace, parts, self.progress)?;
                 Ok(())
             }
             Step::Fmt => self.cargo("fmt", &["fmt", "--all", "--check"]),
-            Step::Clippy => self.cargo(
-                "clippy",
-                &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-            ),
+            Step::Clippy => self.cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
             Step::Doc => self.doc(),
             Step::Filters => {
                 let wasm_std = self.machine.wasm_std.as_ref();
@@ -233,9 +186,7 @@ impl Checks<'_> {
     fn doc(&self) -> anyhow::Result<()> {
         self.progress.step("doc");
         let mut cargo = self.command();
-        cargo
-            .args(["doc", "--workspace", "--no-deps"])
-            .env("RUSTDOCFLAGS", "-D warnings");
+        cargo.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
         Ok(run_shown(&mut cargo)?)
     }
 
@@ -253,7 +204,11 @@ impl Checks<'_> {
         }
         host::tell_places(&mut cargo, self.workspace, &self.machine);
         let tally = &mut self.tally;
-        run_watched(&mut cargo, |line| tally.read(line))?;
+        run_watched(&mut cargo, |line| {
+            tally.read(String::from_utf8_lossy(line).trim_end());
+            // Whoever reads our output may have gone; the tests still run to their end.
+            let _ = std::io::stdout().write_all(line);
+        })?;
         anyhow::ensure!(tally.ran() > 0, "no test ran");
         Ok(())
     }
@@ -273,11 +228,7 @@ fn summary(reports: &[Report], tally: &Tally) -> String {
             Ending::Failed(why) => ("FAILED", why.clone()),
             Ending::Left(need) => ("not run", format!("because `{}` failed", need.name())),
         };
-        let line = format!(
-            "  {:<8} {word:<8} {:>10}  {why}",
-            report.step.name(),
-            seconds(report.took)
-        );
+        let line = format!("  {:<8} {word:<8} {:>10}  {why}", report.step.name(), seconds(report.took));
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -313,61 +264,27 @@ mod tests {
             tally.read(line);
         }
         let failures = vec!["policy::tests::rejects".to_owned()];
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 41,
-                failed: 1,
-                ignored: 1,
-                failures
-            }
-        );
+        assert_eq!(tally, Tally { passed: 41, failed: 1, ignored: 1, failures });
     }
 
     #[test]
     fn a_step_brings_what_it_needs_and_no_more() {
-        let steps = |only: &[Step]| {
-            Plan {
-                only: only.to_vec(),
-                ..Plan::default()
-            }
-            .steps()
-        };
+        let steps = |only: &[Step]| Plan { only: only.to_vec(), ..Plan::default() }.steps();
         assert_eq!(steps(&[]), Step::ALL);
         assert_eq!(steps(&[Step::Fmt]), [Step::Fmt]);
         assert_eq!(steps(&[Step::Filters]), [Step::Setup, Step::Filters]);
-        assert_eq!(
-            steps(&[Step::Test]),
-            [Step::Setup, Step::Filters, Step::Build, Step::Test]
-        );
+        assert_eq!(steps(&[Step::Test]), [Step::Setup, Step::Filters, Step::Build, Step::Test]);
     }
 
     #[test]
     fn summary_names_failed_steps_and_tests_and_ends_with_the_count() {
         let took = Duration::from_millis(1_500);
         let reports = [
-            Report {
-                step: Step::Setup,
-                ending: Ending::Passed,
-                took,
-            },
-            Report {
-                step: Step::Clippy,
-                ending: Ending::Failed("`cargo clippy`: exit status: 101".to_owned()),
-                took,
-            },
-            Report {
-                step: Step::Test,
-                ending: Ending::Left(Step::Build),
-                took: Duration::ZERO,
-            },
+            Report { step: Step::Setup, ending: Ending::Passed, took },
+            Report { step: Step::Clippy, ending: Ending::Failed("`cargo clippy`: exit status: 101".to_owned()), took },
+            Report { step: Step::Test, ending: Ending::Left(Step::Build), took: Duration::ZERO },
         ];
-        let tally = Tally {
-            passed: 2,
-            failed: 1,
-            ignored: 0,
-            failures: vec!["a::b".to_owned()],
-        };
+        let tally = Tally { passed: 2, failed: 1, ignored: 0, failures: vec!["a::b".to_owned()] };
         let expected = "
 == summary
   set-up   ok            1.5 s

@@ -109,9 +109,7 @@ fn demo(mut arguments: Parser) -> Result<Command, lexopt::Error> {
 fn named<T: Copy>(name: &str, known: &[(&str, T)]) -> Result<T, lexopt::Error> {
     let found = known.iter().find(|(known, _)| *known == name);
     let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    found
-        .map(|(_, value)| *value)
-        .ok_or_else(|| format!("--only: there is no `{name}`, only: {}", names()).into())
+    found.map(|(_, value)| *value).ok_or_else(|| format!("--only: there is no `{name}`, only: {}", names()).into())
 }
 
 const HELP: &str = "\
@@ -204,16 +202,10 @@ mod tests {
 
     #[test]
     fn every_listed_command_has_help_of_its_own() {
-        let listed = HELP
-            .lines()
-            .filter_map(|line| line.strip_prefix("  "))
-            .filter_map(|line| line.split(' ').next());
+        let listed = HELP.lines().filter_map(|line| line.strip_prefix("  ")).filter_map(|line| line.split(' ').next());
         for name in listed {
             let help = parsed(&[name, "--help"]);
-            assert!(
-                matches!(help, Ok(Command::Help(text)) if text != HELP),
-                "{name}: {help:?}"
-            );
+            assert!(matches!(help, Ok(Command::Help(text)) if text != HELP), "{name}: {help:?}");
         }
         assert_eq!(parsed(&[]), Ok(Command::Help(HELP)));
         assert_eq!(parsed(&["-h"]), Ok(Command::Help(HELP)));
@@ -221,17 +213,10 @@ mod tests {
 
     #[test]
     fn setup_without_parts_means_all_but_just() {
-        let Ok(Command::Setup { parts }) = parsed(&["setup"]) else {
-            panic!("not a set-up")
-        };
+        let Ok(Command::Setup { parts }) = parsed(&["setup"]) else { panic!("not a set-up") };
         assert_eq!(parts, [Part::Wasm, Part::Envoy, Part::Deno, Part::Programs]);
         let two = parsed(&["setup", "--only", "wasm", "--only=just"]);
-        assert_eq!(
-            two,
-            Ok(Command::Setup {
-                parts: vec![Part::Wasm, Part::Just]
-            })
-        );
+        assert_eq!(two, Ok(Command::Setup { parts: vec![Part::Wasm, Part::Just] }));
     }
 
     #[test]

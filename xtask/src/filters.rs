@@ -22,29 +22,18 @@ pub(crate) fn build(
     progress.step("build the filters");
     let filters = chosen(&workspace.filters, names)?;
     let mut cargo = process::cargo();
-    cargo
-        .current_dir(&workspace.root)
-        .args(["build", "--lib", "--profile", WASM_PROFILE, "--target", WASM_TARGET]);
+    cargo.current_dir(&workspace.root).args(["build", "--lib", "--profile", WASM_PROFILE, "--target", WASM_TARGET]);
     for filter in &filters {
         cargo.args(["--package", &filter.package]);
     }
     wasm_std.apply(&mut cargo);
     run_shown(&mut cargo)?;
     for filter in &filters {
-        let built = workspace
-            .target
-            .join(WASM_TARGET)
-            .join(WASM_PROFILE)
-            .join(format!("{}.wasm", filter.library));
+        let built = workspace.target.join(WASM_TARGET).join(WASM_PROFILE).join(format!("{}.wasm", filter.library));
         let module = fs::read(&built).with_context(|| format!("`{}` could not be read", built.display()))?;
         let place = place(workspace, &filter.name);
         put(&place, &module).with_context(|| format!("`{}` could not be written", place.display()))?;
-        eprintln!(
-            "  {:<16} {:>8}  {}",
-            filter.name,
-            size(module.len()),
-            shown(&place, &workspace.root)
-        );
+        eprintln!("  {:<16} {:>8}  {}", filter.name, size(module.len()), shown(&place, &workspace.root));
     }
     Ok(())
 }
@@ -54,10 +43,7 @@ pub(crate) fn imports(workspace: &Workspace, name: &str) -> anyhow::Result<Vec<I
     chosen(&workspace.filters, &[name.to_owned()])?;
     let path = place(workspace, name);
     let module = fs::read(&path).with_context(|| {
-        format!(
-            "`{}` could not be read\n  hint: run `cargo xtask build-filters {name}`",
-            path.display()
-        )
+        format!("`{}` could not be read\n  hint: run `cargo xtask build-filters {name}`", path.display())
     })?;
     wasm_imports::imports(&module).with_context(|| format!("`{}` is not a WebAssembly module", path.display()))
 }
@@ -67,15 +53,9 @@ fn place(workspace: &Workspace, name: &str) -> PathBuf {
 }
 
 fn chosen<'a>(filters: &'a [Filter], names: &[String]) -> anyhow::Result<Vec<&'a Filter>> {
-    if let Some(unknown) = names
-        .iter()
-        .find(|name| filters.iter().all(|filter| filter.name != **name))
-    {
+    if let Some(unknown) = names.iter().find(|name| filters.iter().all(|filter| filter.name != **name)) {
         let known: Vec<&str> = filters.iter().map(|filter| filter.name.as_str()).collect();
-        bail!(
-            "there is no filter `{unknown}`\n  hint: filters that build to a module: {}",
-            known.join(", ")
-        );
+        bail!("there is no filter `{unknown}`\n  hint: filters that build to a module: {}", known.join(", "));
     }
     let is_chosen = |filter: &&Filter| names.is_empty() || names.contains(&filter.name);
     let chosen: Vec<&Filter> = filters.iter().filter(is_chosen).collect();
@@ -112,11 +92,7 @@ mod tests {
     use super::*;
 
     fn filter(name: &str) -> Filter {
-        Filter {
-            name: name.to_owned(),
-            package: format!("portcullis-{name}"),
-            library: name.replace('-', "_"),
-        }
+        Filter { name: name.to_owned(), package: format!("portcullis-{name}"), library: name.replace('-', "_") }
     }
 
     #[test]
@@ -125,10 +101,7 @@ mod tests {
         assert_eq!(chosen(&filters, &[]).unwrap().len(), 2);
         assert_eq!(chosen(&filters, &["jwt-auth".to_owned()]).unwrap(), [&filters[1]]);
         let error = chosen(&filters, &["jwt".to_owned()]).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "there is no filter `jwt`\n  hint: filters that build to a module: body-limit, jwt-auth"
-        );
+        assert_eq!(error, "there is no filter `jwt`\n  hint: filters that build to a module: body-limit, jwt-auth");
     }
 
     #[test]

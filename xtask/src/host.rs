@@ -24,17 +24,13 @@ const DEMO: &str = "demo";
 pub(crate) fn build(workspace: &Workspace, progress: Progress) -> Result<(), Failure> {
     progress.step("build the host");
     let mut cargo = process::cargo();
-    cargo
-        .current_dir(&workspace.root)
-        .args(["build", "--workspace", "--exclude", "xtask", "--bins"]);
+    cargo.current_dir(&workspace.root).args(["build", "--workspace", "--exclude", "xtask", "--bins"]);
     run_shown(&mut cargo)
 }
 
 /// Tells a program where to find what was set up and built. Tests fail with a remedy if they find nothing.
 pub(crate) fn tell_places(command: &mut Command, workspace: &Workspace, machine: &Machine) {
-    command
-        .env("PORTCULLIS_BIN", binary(workspace, SERVER))
-        .env("PORTCULLIS_FILTERS", workspace.built_filters());
+    command.env("PORTCULLIS_BIN", binary(workspace, SERVER)).env("PORTCULLIS_FILTERS", workspace.built_filters());
     for (tool, path) in [(&ENVOY, &machine.envoy), (&DENO, &machine.deno)] {
         if let Some(path) = path {
             command.env(tool.variable, path);
@@ -56,10 +52,7 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String], progress: Progre
 
 fn ready_demo(workspace: &Workspace, arguments: &[String], progress: Progress) -> anyhow::Result<Command> {
     let machine = setup::run(workspace, &Part::NEEDED, progress)?;
-    let wasm_std = machine
-        .wasm_std
-        .as_ref()
-        .context("the set-up left out the WebAssembly target")?;
+    let wasm_std = machine.wasm_std.as_ref().context("the set-up left out the WebAssembly target")?;
     filters::build(workspace, wasm_std, &[], progress)?;
     build(workspace, progress)?;
     let mut demo = Command::new(binary(workspace, DEMO));

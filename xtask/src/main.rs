@@ -71,7 +71,5 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn ready_for_wasm(workspace: &Workspace, progress: Progress) -> anyhow::Result<WasmStd> {
-    setup::run(workspace, &[Part::Wasm], progress)?
-        .wasm_std
-        .context("the set-up left out the WebAssembly target")
+    setup::run(workspace, &[Part::Wasm], progress)?.wasm_std.context("the set-up left out the WebAssembly target")
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write as _};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -34,11 +34,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure that is not an exit status: the program is absent, or what it made is not what was asked for.
     pub(crate) fn new(command: impl Into<String>, outcome: impl Into<String>) -> Self {
-        Self {
-            command: command.into(),
-            outcome: outcome.into(),
-            last_lines: Vec::new(),
-        }
+        Self { command: command.into(), outcome: outcome.into(), last_lines: Vec::new() }
     }
 
     fn from_output(command: &Command, status: ExitStatus, output: &[u8]) -> Self {
@@ -116,33 +112,22 @@ impl Running {
 /// Runs a command whose output goes where ours goes.
 pub(crate) fn run_shown(command: &mut Command) -> Result<(), Failure> {
     let status = start(command)?.wait().map_err(|error| unwaited(command, &error))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::from_output(command, status, b""))
-    }
+    if status.success() { Ok(()) } else { Err(Failure::from_output(command, status, b"")) }
 }
 
-/// Runs a command, passing its standard output on line by line after `each_line` has seen it.
-pub(crate) fn run_watched(command: &mut Command, mut each_line: impl FnMut(&str)) -> Result<(), Failure> {
+/// Runs a command, giving each line of its standard output, with its line end, to the caller.
+pub(crate) fn run_watched(command: &mut Command, mut each_line: impl FnMut(&[u8])) -> Result<(), Failure> {
     let mut running = start(command.stdout(Stdio::piped()))?;
     if let Some(stdout) = running.child.stdout.take() {
         let mut reader = BufReader::new(stdout);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            let text = String::from_utf8_lossy(&line);
-            each_line(text.trim_end_matches('\n'));
-            // Whoever reads our output may have gone; the command still runs to its end.
-            let _ = io::stdout().write_all(&line);
+            each_line(&line);
             line.clear();
         }
     }
     let status = running.wait().map_err(|error| unwaited(command, &error))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::from_output(command, status, b""))
-    }
+    if status.success() { Ok(()) } else { Err(Failure::from_output(command, status, b"")) }
 }
 
 /// Runs a command silently and gives what it wrote, standard output and standard error together.
@@ -165,10 +150,7 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<String, Failure> {
 
 /// Runs a short query and gives its standard output alone.
 pub(crate) fn query(command: &mut Command) -> Result<String, Failure> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| unstarted(command, &error))?;
+    let output = command.stdin(Stdio::null()).output().map_err(|error| unstarted(command, &error))?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
@@ -217,11 +199,7 @@ pub(crate) fn shell_line(command: &Command) -> String {
 fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into_owned()
-    } else {
-        format!("'{word}'")
-    }
+    if !word.is_empty() && word.chars().all(plain) { word.into_owned() } else { format!("'{word}'") }
 }
 
 /// A `cargo` command that behaves as if typed in a shell.
@@ -287,11 +265,8 @@ mod tests {
     fn watched_output_arrives_line_by_line() {
         let mut lines = Vec::new();
         let mut printf = sh("printf 'one\\ntwo\\nunfinished'");
-        run_watched(&mut printf, |line| {
-            lines.push(line.to_owned());
-        })
-        .unwrap();
-        assert_eq!(lines, ["one", "two", "unfinished"]);
+        run_watched(&mut printf, |line| lines.extend([line.to_vec()])).unwrap();
+        assert_eq!(lines, [&b"one\n"[..], b"two\n", b"unfinished"]);
     }
 
     #[test]

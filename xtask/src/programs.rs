@@ -18,16 +18,8 @@ struct Program {
 }
 
 const PROGRAMS: [Program; 2] = [
-    Program {
-        name: "curl",
-        package: "curl",
-        used_by: "requests by hand",
-    },
-    Program {
-        name: "h2load",
-        package: "nghttp2-client",
-        used_by: "end-to-end benches",
-    },
+    Program { name: "curl", package: "curl", used_by: "requests by hand" },
+    Program { name: "h2load", package: "nghttp2-client", used_by: "end-to-end benches" },
 ];
 
 /// Looks for every program and installs what is missing where it may.
@@ -35,12 +27,7 @@ pub(crate) fn ensure(progress: Progress) -> anyhow::Result<()> {
     for program in &PROGRAMS {
         let started = Instant::now();
         if is_on_path(program.name) {
-            progress.found(
-                Mark::Good,
-                program.name,
-                &format!("on PATH; for {}", program.used_by),
-                Duration::ZERO,
-            );
+            progress.found(Mark::Good, program.name, &format!("on PATH; for {}", program.used_by), Duration::ZERO);
             continue;
         }
         if rustix::process::geteuid().is_root() && is_on_path("apt-get") {
@@ -54,10 +41,7 @@ pub(crate) fn ensure(progress: Progress) -> anyhow::Result<()> {
                 Err(failure) => eprintln!("    {failure}"),
             }
         }
-        let remedy = format!(
-            "only {} need it; on Debian: apt-get install {}",
-            program.used_by, program.package
-        );
+        let remedy = format!("only {} need it; on Debian: apt-get install {}", program.used_by, program.package);
         progress.found(Mark::Missing, program.name, &remedy, started.elapsed());
     }
     Ok(())

@@ -21,9 +21,7 @@ impl Progress {
     pub(crate) fn new() -> Self {
         let unwanted = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self {
-            colour: std::io::stderr().is_terminal() && !unwanted("NO_COLOR") && !dumb,
-        }
+        Self { colour: std::io::stderr().is_terminal() && !unwanted("NO_COLOR") && !dumb }
     }
 
     /// Announces a step.
@@ -44,20 +42,12 @@ impl Progress {
             Mark::Missing => ("missing", "33"),
         };
         let word = self.painted(colour, &format!("{word:<8}"));
-        let took = if took < Duration::from_millis(500) {
-            String::new()
-        } else {
-            format!(" ({})", seconds(took))
-        };
+        let took = if took < Duration::from_millis(500) { String::new() } else { format!(" ({})", seconds(took)) };
         eprintln!("  {what:<16} {word} {how}{took}");
     }
 
     fn painted(self, colour: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{colour}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 

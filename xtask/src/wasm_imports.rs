@@ -154,16 +154,7 @@ mod tests {
         .concat();
         let found = imports(&module(&[(1, b"\0"), (2, &section)])).unwrap();
         let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            shown,
-            [
-                "a.e (Tag)",
-                "a.g (Global)",
-                "a.m (Memory)",
-                "a.t (Table)",
-                "env.proxy_log"
-            ]
-        );
+        assert_eq!(shown, ["a.e (Tag)", "a.g (Global)", "a.m (Memory)", "a.t (Table)", "env.proxy_log"]);
     }
 
     #[test]
@@ -175,10 +166,6 @@ mod tests {
     fn what_is_not_a_module_is_refused() {
         assert_eq!(imports(b"\x7fELF"), None);
         assert_eq!(imports(&module(&[(2, b"\x01\x03env")])), None, "cut short");
-        assert_eq!(
-            imports(b"\0asm\x01\0\0\0\x02\xff\xff\xff\xff\xff"),
-            None,
-            "length of more than 32 bits"
-        );
+        assert_eq!(imports(b"\0asm\x01\0\0\0\x02\xff\xff\xff\xff\xff"), None, "length of more than 32 bits");
     }
 }

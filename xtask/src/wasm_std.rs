@@ -32,10 +32,7 @@ impl WasmStd {
     /// Tells a cargo command that builds for the target where the library is.
     pub(crate) fn apply(&self, cargo: &mut Command) {
         let Self::Sysroot(sysroot) = self else { return };
-        let mut flags = rustflags(
-            std::env::var("CARGO_ENCODED_RUSTFLAGS").ok(),
-            std::env::var("RUSTFLAGS").ok(),
-        );
+        let mut flags = rustflags(std::env::var("CARGO_ENCODED_RUSTFLAGS").ok(), std::env::var("RUSTFLAGS").ok());
         flags.push(format!("--sysroot={}", sysroot.display()));
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     }
@@ -52,10 +49,7 @@ impl WasmStd {
 /// Flags already asked for; cargo knows two variables and gives the encoded one precedence.
 fn rustflags(encoded: Option<String>, plain: Option<String>) -> Vec<String> {
     let words = |text: String, separator: char| -> Vec<String> {
-        text.split(separator)
-            .filter(|word| !word.is_empty())
-            .map(str::to_owned)
-            .collect()
+        text.split(separator).filter(|word| !word.is_empty()).map(str::to_owned).collect()
     };
     match (encoded, plain) {
         (Some(encoded), _) => words(encoded, '\x1f'),
@@ -86,10 +80,7 @@ pub(crate) fn install(workspace: &Workspace, saying: impl Fn(&str)) -> anyhow::R
             Ok(_) if rustc.has_target() => return Ok(WasmStd::Toolchain),
             Ok(_) => tried.push(Failure::new(
                 process::shell_line(&rustup),
-                format!(
-                    "succeeded, but `{}` is still not there",
-                    rustc.target_library().display()
-                ),
+                format!("succeeded, but `{}` is still not there", rustc.target_library().display()),
             )),
             Err(failure) => tried.push(failure),
         }
@@ -140,11 +131,7 @@ impl Rustc {
         let sysroot = ask(&["--print", "sysroot"]).context("the Rust compiler did not answer")?;
         let (release, commit) = parse_version(&version)
             .with_context(|| format!("`rustc -vV` named neither release nor commit:\n{version}"))?;
-        Ok(Self {
-            release,
-            commit,
-            sysroot: PathBuf::from(sysroot.trim()),
-        })
+        Ok(Self { release, commit, sysroot: PathBuf::from(sysroot.trim()) })
     }
 
     fn target_library(&self) -> PathBuf {
@@ -156,9 +143,7 @@ impl Rustc {
     }
 
     fn sysroot_of_ours(&self, workspace: &Workspace) -> PathBuf {
-        workspace
-            .downloads()
-            .join(format!("wasm-std-{}-{}", self.release, self.commit))
+        workspace.downloads().join(format!("wasm-std-{}-{}", self.release, self.commit))
     }
 
     /// Builds in `temporary` and moves the result into place. What went wrong is added to `tried`.
@@ -171,10 +156,7 @@ impl Rustc {
     ) -> Option<PathBuf> {
         let candidates = apt::candidate_suites(&apt::configured_sources());
         if candidates.is_empty() {
-            tried.push(Failure::new(
-                "/etc/apt",
-                "no Debian archive is configured on this machine",
-            ));
+            tried.push(Failure::new("/etc/apt", "no Debian archive is configured on this machine"));
         }
         for (suite, archive) in candidates {
             saying(&format!("looking for its source in {suite}"));
@@ -182,7 +164,7 @@ impl Rustc {
             let attempt = self
                 .unpack_source(&temporary.join(&suite), &suite, &archive, &unpacked)
                 .and_then(|()| {
-                    saying("building the standard library, about a minute");
+                    saying("building the standard library, which takes a minute or more");
                     self.build(&unpacked, &temporary.join("build"))
                 })
                 .and_then(|sysroot| {
@@ -208,11 +190,7 @@ impl Rustc {
         let apt = PrivateApt::open(&folder.join("apt"), suite, archive)?;
         let sources = apt.versions("rust-src")?;
         let Some(source) = sources.iter().find(|version| is_release(version, &self.release)) else {
-            let offered = if sources.is_empty() {
-                "none".to_owned()
-            } else {
-                sources.join(", ")
-            };
+            let offered = if sources.is_empty() { "none".to_owned() } else { sources.join(", ") };
             return Err(Failure::new(
                 format!("apt-cache madison rust-src ({suite})"),
                 format!("has no {}, only: {offered}", self.release),
@@ -220,15 +198,9 @@ impl Rustc {
         };
         let libc = apt.versions("wasi-libc")?;
         let Some(libc) = libc.first() else {
-            return Err(Failure::new(
-                format!("apt-cache madison wasi-libc ({suite})"),
-                "has none",
-            ));
+            return Err(Failure::new(format!("apt-cache madison wasi-libc ({suite})"), "has none"));
         };
-        apt.unpack(
-            &[format!("rust-src={source}"), format!("wasi-libc={libc}")],
-            destination,
-        )
+        apt.unpack(&[format!("rust-src={source}"), format!("wasi-libc={libc}")], destination)
     }
 
     /// Builds a sysroot from unpacked packages and proves that it links a module.
@@ -241,21 +213,10 @@ impl Rustc {
             // Filters are linked with `lto = "fat"`, which needs the library's bitcode; cargo leaves it out by default.
             "-Cembed-bitcode=yes".to_owned(),
             // As in the official build: panic messages must not name this machine's folders.
-            format!(
-                "--remap-path-prefix={}=/rustc/{}/library",
-                source.display(),
-                self.commit
-            ),
+            format!("--remap-path-prefix={}=/rustc/{}/library", source.display(), self.commit),
         ];
         let mut build = process::cargo();
-        build.args([
-            "build",
-            "--release",
-            "--target",
-            WASM_TARGET,
-            "-Z",
-            "build-std=std,panic_abort",
-        ]);
+        build.args(["build", "--release", "--target", WASM_TARGET, "-Z", "build-std=std,panic_abort"]);
         build.current_dir(&package).env("CARGO_TARGET_DIR", &target);
         build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         // `-Z` is for nightly toolchains; this says that we know. It applies to this one build, never to a filter's.
@@ -293,11 +254,7 @@ impl Rustc {
             "-Clto=fat",
             "-Cpanic=abort",
         ]);
-        link.arg("--sysroot")
-            .arg(&sysroot)
-            .arg("-o")
-            .arg(folder.join("probe.wasm"))
-            .arg(&probe);
+        link.arg("--sysroot").arg(&sysroot).arg("-o").arg(folder.join("probe.wasm")).arg(&probe);
         run_quietly(&mut link)?;
         Ok(sysroot)
     }
@@ -332,10 +289,7 @@ fn rustc() -> Command {
 fn parse_version(text: &str) -> Option<(String, String)> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let commit = field("commit-hash:")?;
-    Some((
-        field("release:")?.to_owned(),
-        commit.get(..9).unwrap_or(commit).to_owned(),
-    ))
+    Some((field("release:")?.to_owned(), commit.get(..9).unwrap_or(commit).to_owned()))
 }
 
 /// Whether a Debian version is of this upstream release: `1.95.0+dfsg1-2` is of `1.95.0`, `1.95.01-1` is not.
@@ -347,9 +301,7 @@ fn is_release(debian_version: &str, release: &str) -> bool {
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::write(path, text))
-        .map_err(|error| io_failure(path, &error))
+    fs::create_dir_all(folder).and_then(|()| fs::write(path, text)).map_err(|error| io_failure(path, &error))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Failure> {

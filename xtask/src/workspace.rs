@@ -39,19 +39,11 @@ impl Workspace {
     pub(crate) fn find() -> anyhow::Result<Self> {
         let root = root()?;
         let mut command = process::cargo();
-        command
-            .current_dir(&root)
-            .args(["metadata", "--no-deps", "--format-version", "1"]);
+        command.current_dir(&root).args(["metadata", "--no-deps", "--format-version", "1"]);
         let metadata = process::query(&mut command).context("cargo could not read the workspace")?;
         let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata was not JSON")?;
-        let target = metadata["target_directory"]
-            .as_str()
-            .context("cargo metadata named no target directory")?;
-        Ok(Self {
-            filters: filters(&metadata, &root.join("filters")),
-            target: PathBuf::from(target),
-            root,
-        })
+        let target = metadata["target_directory"].as_str().context("cargo metadata named no target directory")?;
+        Ok(Self { filters: filters(&metadata, &root.join("filters")), target: PathBuf::from(target), root })
     }
 
     /// The folder for downloads; ignored by git, never touched by `cargo clean`.
@@ -75,15 +67,12 @@ fn root() -> anyhow::Result<PathBuf> {
     let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let crate_folder = PathBuf::from(crate_folder);
     let root = crate_folder.parent().context("xtask's folder has no parent")?;
-    root.canonicalize()
-        .with_context(|| format!("the checkout `{}` is gone", root.display()))
+    root.canonicalize().with_context(|| format!("the checkout `{}` is gone", root.display()))
 }
 
 fn filters(metadata: &Value, folder: &Path) -> Vec<Filter> {
     let is_cdylib = |target: &&Value| {
-        target["crate_types"]
-            .as_array()
-            .is_some_and(|types| types.iter().any(|kind| kind.as_str() == Some("cdylib")))
+        target["crate_types"].as_array().is_some_and(|types| types.iter().any(|kind| kind.as_str() == Some("cdylib")))
     };
     let mut found: Vec<Filter> = metadata["packages"]
         .as_array()
