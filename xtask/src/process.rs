@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// How long children may take to end after a signal before they are killed.
-const END_WITHIN: Duration = Duration::from_secs(5);
+const END_WITHIN: Duration = Duration::from_secs(3);
 
 /// How much of a failed command's output an error quotes.
 const QUOTED_LINES: usize = 12;
@@ -66,9 +66,10 @@ pub(crate) fn end_children_on_signals() -> io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
-        let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Held to the end of the process, so that no thread starts another child meanwhile, as a retry would.
+        let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
         // SIGTERM whatever the signal was: shells start background children with SIGINT ignored.
-        for group in &groups {
+        for group in groups.iter() {
             // An error means that the group has ended already.
             let _ = kill_process_group(*group, Signal::TERM);
         }
@@ -76,7 +77,7 @@ pub(crate) fn end_children_on_signals() -> io::Result<()> {
         while Instant::now() < deadline && groups.iter().any(|group| test_kill_process_group(*group).is_ok()) {
             thread::sleep(Duration::from_millis(20));
         }
-        for group in &groups {
+        for group in groups.iter() {
             let _ = kill_process_group(*group, Signal::KILL);
         }
         std::process::exit(128 + signal);
