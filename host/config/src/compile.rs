@@ -68,34 +68,23 @@ pub fn load(path: &Path) -> Result<Policy, Mistakes> {
         _ => Path::new("."),
     };
     let folder = Folder::new(base).map_err(|error| {
-        whole_file(
-            format!("cannot tell which folder this is: {error}"),
-            "give the policy file as an absolute path",
-        )
+        whole_file(format!("cannot tell which folder this is: {error}"), "give the policy file as an absolute path")
     })?;
-    let bytes = std::path::absolute(path)
-        .and_then(|path| folder.read(&path, yaml::TEXT_BYTES_MAX as u64))
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => whole_file(
-                "there is no such file".to_owned(),
-                "name the policy file, e.g. `portcullis.yaml`",
-            ),
+    let bytes = std::path::absolute(path).and_then(|path| folder.read(&path, yaml::TEXT_BYTES_MAX as u64)).map_err(
+        |error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                whole_file("there is no such file".to_owned(), "name the policy file, e.g. `portcullis.yaml`")
+            }
             io::ErrorKind::FileTooLarge => whole_file(
                 format!("the file is larger than {}", Size(yaml::TEXT_BYTES_MAX as u64)),
                 "move filters' configurations into files of their own and name them with `configuration_file`",
             ),
-            _ => whole_file(
-                format!("cannot read the file: {error}"),
-                "check its permissions and that it is a file",
-            ),
-        })?;
+            _ => whole_file(format!("cannot read the file: {error}"), "check its permissions and that it is a file"),
+        },
+    )?;
     let text = String::from_utf8(bytes).map_err(|error| {
-        let line = error
-            .as_bytes()
-            .iter()
-            .take(error.utf8_error().valid_up_to())
-            .filter(|byte| **byte == b'\n')
-            .count();
+        let line =
+            error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
         whole_file(format!("line {} is not UTF-8", line + 1), "save the file as UTF-8")
     })?;
     compile(&name, &text, &folder)
@@ -120,19 +109,9 @@ pub fn compile(name: &str, text: &str, files: &dyn Files) -> Result<Policy, Mist
         }
     };
     let findings = RefCell::new(Vec::new());
-    let reader = Reader {
-        node: &root,
-        path: String::new(),
-        findings: &findings,
-    };
+    let reader = Reader { node: &root, path: String::new(), findings: &findings };
     let written = Written::read(&reader);
-    let mut compiler = Compiler {
-        name,
-        text,
-        root: &root,
-        files,
-        mistakes: Vec::new(),
-    };
+    let mut compiler = Compiler { name, text, root: &root, files, mistakes: Vec::new() };
     let policy = written.and_then(|written| compiler.policy(written));
     for finding in findings.into_inner() {
         compiler.add(finding);
@@ -195,19 +174,11 @@ impl Written {
         }
         for (key, hint) in [
             ("version", "add `version: 1`"),
-            (
-                "listeners",
-                "add e.g. `listeners: [{ name: public, address: \"127.0.0.1:8080\" }]`",
-            ),
+            ("listeners", "add e.g. `listeners: [{ name: public, address: \"127.0.0.1:8080\" }]`"),
             ("routes", "add e.g. `routes: [{ name: all, upstream: NAME }]`"),
         ] {
             if !entries.iter().any(|entry| entry.key == key) {
-                root.note(
-                    Position::START,
-                    String::new(),
-                    format!("`{key}` is missing"),
-                    Some(hint.to_owned()),
-                );
+                root.note(Position::START, String::new(), format!("`{key}` is missing"), Some(hint.to_owned()));
             }
         }
         Some(written)
@@ -239,10 +210,7 @@ fn list<'n, T: Deserialize<'n>>(reader: &Reader<'n>) -> Vec<Option<T>> {
 
 fn named<'n, T: Deserialize<'n>>(reader: &Reader<'n>) -> Vec<(String, Option<T>)> {
     match reader.entries() {
-        Some(entries) => entries
-            .iter()
-            .map(|entry| (entry.key.clone(), one(&reader.of_entry(entry))))
-            .collect(),
+        Some(entries) => entries.iter().map(|entry| (entry.key.clone(), one(&reader.of_entry(entry)))).collect(),
         None => {
             if let Err(stop) = BTreeMap::<String, serde::de::IgnoredAny>::deserialize(reader.clone()) {
                 note(reader, stop);
@@ -276,12 +244,7 @@ struct Names {
 
 impl Compiler<'_> {
     fn add(&mut self, finding: Finding) {
-        let Finding {
-            path,
-            at,
-            problem,
-            hint,
-        } = finding;
+        let Finding { path, at, problem, hint } = finding;
         self.mistakes.push(Mistake {
             file: self.name.to_owned(),
             position: Some(at),
@@ -305,11 +268,7 @@ impl Compiler<'_> {
     fn policy(&mut self, written: Written) -> Option<Policy> {
         if written.version.is_some_and(|version| version != 1) {
             let version = written.version.unwrap_or_default();
-            self.wrong(
-                "version",
-                format!("version {version} is not known"),
-                "write `version: 1`",
-            );
+            self.wrong("version", format!("version {version} is not known"), "write `version: 1`");
         }
         let workers = self.workers(written.workers);
         let trusted_proxies = self.trusted_proxies(&written.trusted_proxies);
@@ -334,25 +293,14 @@ impl Compiler<'_> {
         let filter_names = Names {
             what: "filter",
             section: "filters",
-            names: written
-                .filters
-                .iter()
-                .flatten()
-                .map(|filter| filter.name.clone())
-                .collect(),
+            names: written.filters.iter().flatten().map(|filter| filter.name.clone()).collect(),
             complete: written.filters.iter().all(Option::is_some),
         };
         let upstreams = self.upstreams(written.upstreams);
         let operators = self.operators(written.operators);
         let filters = self.filters(written.filters, &upstream_names);
-        let routes = self.routes(
-            written.routes,
-            &filter_names,
-            &upstream_names,
-            &operator_names,
-            &upstreams,
-            &operators,
-        );
+        let routes =
+            self.routes(written.routes, &filter_names, &upstream_names, &operator_names, &upstreams, &operators);
         Some(Policy {
             name: self.name.to_owned(),
             admin,
@@ -373,11 +321,7 @@ impl Compiler<'_> {
             None => std::thread::available_parallelism().map_or(1, usize::from),
             Some(count @ 1..=1024) => count as usize,
             Some(count) => {
-                self.wrong(
-                    "workers",
-                    format!("{count} is not from 1 to 1024"),
-                    "remove it to get one per CPU",
-                );
+                self.wrong("workers", format!("{count} is not from 1 to 1024"), "remove it to get one per CPU");
                 1
             }
         }
@@ -399,9 +343,7 @@ impl Compiler<'_> {
     /// A name that appears in logs, metrics and Envoy's configuration.
     fn name(&mut self, path: &str, name: &str) {
         let well_formed = name.len() <= 64
-            && name
-                .bytes()
-                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+            && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
             && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
         if !well_formed {
             self.wrong(
@@ -450,37 +392,21 @@ impl Compiler<'_> {
 
     fn time(&mut self, path: &str, time: Time, max: Time) -> Duration {
         if time.0.is_zero() || time > max {
-            let shown = if time.0.is_zero() {
-                "zero".to_owned()
-            } else {
-                format!("`{time}`")
-            };
-            self.wrong(
-                path,
-                format!("{shown} is outside the range of this limit"),
-                format!("use `1ms` to `{max}`"),
-            );
+            let shown = if time.0.is_zero() { "zero".to_owned() } else { format!("`{time}`") };
+            self.wrong(path, format!("{shown} is outside the range of this limit"), format!("use `1ms` to `{max}`"));
         }
         time.0
     }
 
     fn size(&mut self, path: &str, size: Size, min: Size, max: Size) {
         if size < min || size > max {
-            self.wrong(
-                path,
-                format!("`{size}` is outside the range of this limit"),
-                format!("use `{min}` to `{max}`"),
-            );
+            self.wrong(path, format!("`{size}` is outside the range of this limit"), format!("use `{min}` to `{max}`"));
         }
     }
 
     fn count(&mut self, path: &str, count: u32, min: u32, max: u32) {
         if count < min || count > max {
-            self.wrong(
-                path,
-                format!("{count} is outside the range of this limit"),
-                format!("use {min} to {max}"),
-            );
+            self.wrong(path, format!("{count} is outside the range of this limit"), format!("use {min} to {max}"));
         }
     }
 
@@ -523,20 +449,13 @@ impl Compiler<'_> {
                 "add e.g. `{ name: public, address: \"127.0.0.1:8080\" }`",
             );
         }
-        self.unique_names(
-            "listeners",
-            present(&written).map(|(index, listener)| (index, listener.name.as_str())),
-        );
-        let mut used: Vec<(SocketAddr, String)> = admin
-            .map(|address| (address, "`admin`".to_owned()))
-            .into_iter()
-            .collect();
+        self.unique_names("listeners", present(&written).map(|(index, listener)| (index, listener.name.as_str())));
+        let mut used: Vec<(SocketAddr, String)> =
+            admin.map(|address| (address, "`admin`".to_owned())).into_iter().collect();
         let mut listeners = Vec::new();
         for (index, listener) in owned(written) {
             let path = format!("listeners[{index}]");
-            let tls = listener
-                .tls
-                .and_then(|tls| self.listener_tls(&format!("{path}.tls"), &tls));
+            let tls = listener.tls.and_then(|tls| self.listener_tls(&format!("{path}.tls"), &tls));
             let limits = self.listener_limits(&format!("{path}.limits"), &listener.limits);
             let Some(address) = self.address(&format!("{path}.address"), &listener.address) else {
                 continue;
@@ -549,12 +468,7 @@ impl Compiler<'_> {
                 );
             }
             used.push((address, format!("listener `{}`", listener.name)));
-            listeners.push(Listener {
-                name: listener.name,
-                address,
-                tls,
-                limits,
-            });
+            listeners.push(Listener { name: listener.name, address, tls, limits });
         }
         listeners
     }
@@ -601,11 +515,7 @@ impl Compiler<'_> {
     /// Reads a file that the policy names.
     fn read(&mut self, path: &str, written: &str, bytes_max: u64) -> Option<(PathBuf, Vec<u8>)> {
         if written.is_empty() {
-            self.wrong(
-                path,
-                "the file name is empty",
-                "name a file, relative to the policy's folder",
-            );
+            self.wrong(path, "the file name is empty", "name a file, relative to the policy's folder");
             return None;
         }
         let resolved = self.files.resolve(written);
@@ -615,10 +525,7 @@ impl Compiler<'_> {
                 io::ErrorKind::NotFound => self.wrong(
                     path,
                     format!("there is no file `{written}`"),
-                    format!(
-                        "relative names start at the policy's folder; looked for `{}`",
-                        resolved.display()
-                    ),
+                    format!("relative names start at the policy's folder; looked for `{}`", resolved.display()),
                 ),
                 io::ErrorKind::PermissionDenied => self.wrong(
                     path,
@@ -669,10 +576,7 @@ impl Compiler<'_> {
     }
 
     fn filters(&mut self, written: Vec<Option<file::Filter>>, upstreams: &Names) -> Vec<Filter> {
-        self.unique_names(
-            "filters",
-            present(&written).map(|(index, filter)| (index, filter.name.as_str())),
-        );
+        self.unique_names("filters", present(&written).map(|(index, filter)| (index, filter.name.as_str())));
         let mut filters = Vec::new();
         for (index, filter) in owned(written) {
             filters.push(self.filter(&format!("filters[{index}]"), filter, upstreams));
@@ -706,16 +610,9 @@ impl Compiler<'_> {
             None => Vec::new(),
         };
         self.environment(&at("environment"), &filter.environment);
-        let reload_base_interval = self.time(
-            &at("reload.base_interval"),
-            filter.reload.base_interval,
-            Time::secs(3600),
-        );
-        let reload_max_interval = self.time(
-            &at("reload.max_interval"),
-            filter.reload.max_interval,
-            Time::secs(86_400),
-        );
+        let reload_base_interval =
+            self.time(&at("reload.base_interval"), filter.reload.base_interval, Time::secs(3600));
+        let reload_max_interval = self.time(&at("reload.max_interval"), filter.reload.max_interval, Time::secs(86_400));
         if filter.reload.max_interval < filter.reload.base_interval {
             self.wrong(
                 &at("reload.max_interval"),
@@ -723,9 +620,8 @@ impl Compiler<'_> {
                 format!("use at least `{}`", filter.reload.base_interval),
             );
         }
-        let capabilities = filter
-            .capabilities
-            .map(|capabilities| self.capabilities(&at("capabilities"), &capabilities));
+        let capabilities =
+            filter.capabilities.map(|capabilities| self.capabilities(&at("capabilities"), &capabilities));
         let mut allowed_upstreams = BTreeSet::new();
         for (index, name) in filter.allowed_upstreams.iter().enumerate() {
             allowed_upstreams.extend(self.find(&format!("{path}.allowed_upstreams[{index}]"), name, upstreams));
@@ -791,11 +687,7 @@ impl Compiler<'_> {
     fn configuration(&mut self, path: &str, value: &serde_json::Value) -> Vec<u8> {
         match value {
             serde_json::Value::Null => {
-                self.wrong(
-                    path,
-                    "expected a configuration, found nothing",
-                    "write `{}`, or remove the key",
-                );
+                self.wrong(path, "expected a configuration, found nothing", "write `{}`, or remove the key");
                 Vec::new()
             }
             serde_json::Value::String(text) => text.clone().into_bytes(),
@@ -807,20 +699,14 @@ impl Compiler<'_> {
         let Some((resolved, bytes)) = self.read(path, written, CONFIGURATION_BYTES_MAX) else {
             return Vec::new();
         };
-        let is_json = resolved
-            .extension()
-            .is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let is_json = resolved.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
         if is_json && let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes) {
             let problem = error.to_string();
             let problem = problem.split(" at line ").next().unwrap_or(&problem);
             // The line is not shown: configurations may hold key material.
             self.mistakes.push(Mistake {
                 file: written.to_owned(),
-                position: Some(Position {
-                    line: error.line(),
-                    column: error.column().max(1),
-                    width: 1,
-                }),
+                position: Some(Position { line: error.line(), column: error.column().max(1), width: 1 }),
                 source_line: None,
                 path: path.to_owned(),
                 problem: format!("this is not valid JSON: {problem}"),
@@ -831,11 +717,7 @@ impl Compiler<'_> {
     }
 
     fn environment(&mut self, path: &str, environment: &file::Environment) {
-        let names = environment
-            .pass
-            .iter()
-            .enumerate()
-            .map(|(index, name)| (format!("{path}.pass[{index}]"), name));
+        let names = environment.pass.iter().enumerate().map(|(index, name)| (format!("{path}.pass[{index}]"), name));
         let names = names.chain(environment.set.keys().map(|name| (format!("{path}.set.{name}"), name)));
         let mut seen = BTreeSet::new();
         for (path, name) in names {
@@ -847,20 +729,12 @@ impl Compiler<'_> {
                 );
             }
             if !seen.insert(name) {
-                self.wrong(
-                    &path,
-                    format!("the variable `{name}` is given twice"),
-                    "keep one of the two",
-                );
+                self.wrong(&path, format!("the variable `{name}` is given twice"), "keep one of the two");
             }
         }
         for (name, value) in &environment.set {
             if value.contains('\0') {
-                self.wrong(
-                    &format!("{path}.set.{name}"),
-                    "a variable's value cannot hold NUL",
-                    "remove the NUL",
-                );
+                self.wrong(&format!("{path}.set.{name}"), "a variable's value cannot hold NUL", "remove the NUL");
             }
         }
     }
@@ -944,22 +818,13 @@ impl Compiler<'_> {
         if upstream.endpoints.is_empty() {
             self.wrong(&at("endpoints"), "the list is empty", "add e.g. `\"127.0.0.1:9000\"`");
         }
-        let named = endpoints
-            .iter()
-            .any(|endpoint| matches!(endpoint, Endpoint::Name { .. }));
+        let named = endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Name { .. }));
         let unix = endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Unix(_)));
         if named && unix {
-            self.wrong(
-                &at("endpoints"),
-                "host names and Unix sockets are mixed",
-                "make two upstreams of them",
-            );
+            self.wrong(&at("endpoints"), "host names and Unix sockets are mixed", "make two upstreams of them");
         }
         self.count(&at("max_connections"), upstream.max_connections, 1, 10_000_000);
-        let tls = upstream
-            .tls
-            .as_ref()
-            .and_then(|tls| self.upstream_tls(&at("tls"), tls, &endpoints));
+        let tls = upstream.tls.as_ref().and_then(|tls| self.upstream_tls(&at("tls"), tls, &endpoints));
         Upstream {
             name,
             endpoints,
@@ -990,7 +855,7 @@ impl Compiler<'_> {
         }
         if text.starts_with("http://") || text.starts_with("https://") {
             return Err(
-                "leave out the scheme: write `name:port`, and `tls: {}` beside `endpoints` for HTTPS".to_owned(),
+                "leave out the scheme: write `name:port`, and `tls: {}` beside `endpoints` for HTTPS".to_owned()
             );
         }
         host_port(text)
@@ -1014,10 +879,7 @@ impl Compiler<'_> {
                     "write e.g. `orders.internal`, without a port",
                 );
             }
-            return Some(UpstreamTls {
-                server_name: server_name.clone(),
-                ca,
-            });
+            return Some(UpstreamTls { server_name: server_name.clone(), ca });
         }
         let mut hosts: Vec<String> = endpoints
             .iter()
@@ -1029,10 +891,7 @@ impl Compiler<'_> {
             .collect();
         hosts.dedup();
         match hosts.as_slice() {
-            [host] if !host.is_empty() => Some(UpstreamTls {
-                server_name: host.clone(),
-                ca,
-            }),
+            [host] if !host.is_empty() => Some(UpstreamTls { server_name: host.clone(), ca }),
             [] => None,
             _ => {
                 self.wrong(
@@ -1077,9 +936,7 @@ impl Compiler<'_> {
         let at = |field: &str| format!("{path}.{field}");
         let entry = self.read(&at("entry"), &operator.entry, OPERATOR_FILE_BYTES_MAX);
         const EXTENSIONS: [&str; 6] = ["ts", "js", "mts", "mjs", "tsx", "jsx"];
-        let extension = Path::new(&operator.entry)
-            .extension()
-            .and_then(|extension| extension.to_str());
+        let extension = Path::new(&operator.entry).extension().and_then(|extension| extension.to_str());
         if entry.is_some() && !extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
             self.wrong(
                 &at("entry"),
@@ -1103,11 +960,7 @@ impl Compiler<'_> {
         }
         let mut read = Vec::new();
         for (index, file) in permissions.read.iter().enumerate() {
-            let found = self.read(
-                &format!("{path}.permissions.read[{index}]"),
-                file,
-                OPERATOR_FILE_BYTES_MAX,
-            );
+            let found = self.read(&format!("{path}.permissions.read[{index}]"), file, OPERATOR_FILE_BYTES_MAX);
             read.extend(found.map(|(resolved, _)| (file.clone(), resolved)));
         }
         self.operator_limits(&at("limits"), &operator.limits);
@@ -1125,28 +978,16 @@ impl Compiler<'_> {
         }
         let cpus = operator.placement.cpus.map(|mut cpus| {
             if cpus.is_empty() {
-                self.wrong(
-                    &at("placement.cpus"),
-                    "the list is empty",
-                    "name CPUs, or remove it to share all of them",
-                );
+                self.wrong(&at("placement.cpus"), "the list is empty", "name CPUs, or remove it to share all of them");
             }
             let named = cpus.len();
             cpus.sort_unstable();
             cpus.dedup();
             if cpus.len() < named {
-                self.wrong(
-                    &at("placement.cpus"),
-                    "a CPU is in the list twice",
-                    "keep one of the two",
-                );
+                self.wrong(&at("placement.cpus"), "a CPU is in the list twice", "keep one of the two");
             }
             if let Some(cpu) = cpus.iter().find(|cpu| **cpu >= 4096) {
-                self.wrong(
-                    &at("placement.cpus"),
-                    format!("there is no CPU {cpu}"),
-                    "see `lscpu -e` for their numbers",
-                );
+                self.wrong(&at("placement.cpus"), format!("there is no CPU {cpu}"), "see `lscpu -e` for their numbers");
             }
             cpus
         });
@@ -1187,11 +1028,7 @@ impl Compiler<'_> {
 
     fn variable(&mut self, path: &str, name: &str) {
         if name.is_empty() || name.contains(['=', '\0']) {
-            self.wrong(
-                path,
-                format!("`{}` cannot be a variable's name", name.escape_debug()),
-                "write e.g. `REGION`",
-            );
+            self.wrong(path, format!("`{}` cannot be a variable's name", name.escape_debug()), "write e.g. `REGION`");
         }
     }
 
@@ -1257,33 +1094,19 @@ impl Compiler<'_> {
                 "add e.g. `{ name: all, upstream: NAME }`",
             );
         }
-        self.unique_names(
-            "routes",
-            present(&written).map(|(index, route)| (index, route.name.as_str())),
-        );
+        self.unique_names("routes", present(&written).map(|(index, route)| (index, route.name.as_str())));
         let mut routes: Vec<Route> = Vec::new();
         for (index, route) in owned(written) {
             let path = format!("routes[{index}]");
             let before = self.mistakes.len();
-            let compiled = self.route(
-                &path,
-                route,
-                filters,
-                upstream_names,
-                operator_names,
-                upstreams,
-                operators,
-            );
+            let compiled = self.route(&path, route, filters, upstream_names, operator_names, upstreams, operators);
             let Some(compiled) = compiled else { continue };
             if self.mistakes.len() == before
                 && let Some(earlier) = routes.iter().find(|earlier| hides(earlier, &compiled))
             {
                 self.wrong(
                     &path,
-                    format!(
-                        "no request can reach route `{}`: `{}` above takes them all",
-                        compiled.name, earlier.name
-                    ),
+                    format!("no request can reach route `{}`: `{}` above takes them all", compiled.name, earlier.name),
                     "put the narrower route first",
                 );
             }
@@ -1309,10 +1132,7 @@ impl Compiler<'_> {
             Some(pattern) => self.path_pattern(&at("match.path"), pattern),
             None => Some(PathPattern::Any),
         };
-        let methods = route
-            .matches
-            .methods
-            .map(|methods| self.methods(&at("match.methods"), methods));
+        let methods = route.matches.methods.map(|methods| self.methods(&at("match.methods"), methods));
         let fields = self.field_conditions(&at("match.headers"), &route.matches.headers);
         let chosen: BTreeSet<usize> = match &route.filters {
             None => (0..filters.names.len()).collect(),
@@ -1323,11 +1143,7 @@ impl Compiler<'_> {
                     if let Some(found) = self.find(&path, name, filters)
                         && !chosen.insert(found)
                     {
-                        self.wrong(
-                            &path,
-                            format!("the filter `{name}` is in the list twice"),
-                            "keep one of the two",
-                        );
+                        self.wrong(&path, format!("the filter `{name}` is in the list twice"), "keep one of the two");
                     }
                 }
                 chosen
@@ -1359,27 +1175,22 @@ impl Compiler<'_> {
         };
         let timeout = match (route.timeout, &action) {
             (Some(time), Some(Action::Respond(_))) => {
-                self.wrong(
-                    &at("timeout"),
-                    "`respond` answers at once, so a timeout has no effect",
-                    "remove `timeout`",
-                );
+                self.wrong(&at("timeout"), "`respond` answers at once, so a timeout has no effect", "remove `timeout`");
                 time.0
             }
             (Some(time), _) => self.time(&at("timeout"), time, Time::secs(86_400)),
-            (None, Some(Action::Upstream(index))) => upstreams
-                .get(*index)
-                .map_or(Duration::ZERO, |upstream| upstream.request_timeout),
-            (None, Some(Action::Operator(index))) => operators
-                .get(*index)
-                .map_or(Duration::ZERO, |operator| operator.limits.wall_time.0),
+            (None, Some(Action::Upstream(index))) => {
+                upstreams.get(*index).map_or(Duration::ZERO, |upstream| upstream.request_timeout)
+            }
+            (None, Some(Action::Operator(index))) => {
+                operators.get(*index).map_or(Duration::ZERO, |operator| operator.limits.wall_time.0)
+            }
             (None, _) => Duration::ZERO,
         };
         let is_response = matches!(action, Some(Action::Respond(_)));
-        for (key, given) in [
-            ("host_rewrite", route.host_rewrite.is_some()),
-            ("prefix_rewrite", route.prefix_rewrite.is_some()),
-        ] {
+        for (key, given) in
+            [("host_rewrite", route.host_rewrite.is_some()), ("prefix_rewrite", route.prefix_rewrite.is_some())]
+        {
             if given && is_response {
                 self.wrong(
                     &at(key),
@@ -1391,11 +1202,7 @@ impl Compiler<'_> {
         if let Some(host) = &route.host_rewrite
             && (host.is_empty() || host.contains('@') || host.parse::<http::uri::Authority>().is_err())
         {
-            self.wrong(
-                &at("host_rewrite"),
-                format!("`{host}` is not a host"),
-                "write e.g. `orders.internal`",
-            );
+            self.wrong(&at("host_rewrite"), format!("`{host}` is not a host"), "write e.g. `orders.internal`");
         }
         let path_rewrite = match (&route.prefix_rewrite, &pattern) {
             (Some(rewrite), Some(pattern)) => self.path_rewrite(&at("prefix_rewrite"), rewrite, pattern),
@@ -1420,11 +1227,7 @@ impl Compiler<'_> {
             return vec![HostPattern::Any];
         };
         if written.is_empty() {
-            self.wrong(
-                path,
-                "the list is empty, so no request would match",
-                "name hosts, or remove it to match all",
-            );
+            self.wrong(path, "the list is empty, so no request would match", "name hosts, or remove it to match all");
         }
         let mut hosts = Vec::new();
         for (index, text) in written.iter().enumerate() {
@@ -1437,11 +1240,7 @@ impl Compiler<'_> {
                     );
                 }
                 Ok(pattern) => hosts.push(pattern),
-                Err(hint) => self.wrong(
-                    &format!("{path}[{index}]"),
-                    format!("`{text}` is not a host to match"),
-                    hint,
-                ),
+                Err(hint) => self.wrong(&format!("{path}[{index}]"), format!("`{text}` is not a host to match"), hint),
             }
         }
         hosts
@@ -1449,9 +1248,9 @@ impl Compiler<'_> {
 
     fn path_pattern(&mut self, path: &str, written: &file::PathMatch) -> Option<PathPattern> {
         match written {
-            file::PathMatch::Exact(text) => self
-                .literal_path(&format!("{path}.exact"), text)
-                .then(|| PathPattern::Exact(text.clone())),
+            file::PathMatch::Exact(text) => {
+                self.literal_path(&format!("{path}.exact"), text).then(|| PathPattern::Exact(text.clone()))
+            }
             file::PathMatch::Prefix(text) => {
                 if !self.literal_path(&format!("{path}.prefix"), text) {
                     return None;
@@ -1474,21 +1273,13 @@ impl Compiler<'_> {
         } else if text.contains('?') {
             self.wrong(path, problem, "leave out the query: only the path is compared");
         } else if text.contains(['{', '}', '*']) {
-            self.wrong(
-                path,
-                problem,
-                "write `template: \"/orders/{id}\"` for a path with variable segments",
-            );
+            self.wrong(path, problem, "write `template: \"/orders/{id}\"` for a path with variable segments");
         } else {
             match Target::parse(text.as_bytes()) {
                 Ok(target) if target.as_bytes() == text.as_bytes() => return true,
                 Ok(target) => {
                     let normal = String::from_utf8_lossy(target.as_bytes()).into_owned();
-                    self.wrong(
-                        path,
-                        problem,
-                        format!("requests are normalised first; write `{normal}`"),
-                    );
+                    self.wrong(path, problem, format!("requests are normalised first; write `{normal}`"));
                 }
                 Err(error) => self.wrong(path, problem, format!("{error}; write it the way clients send it")),
             }
@@ -1545,17 +1336,12 @@ impl Compiler<'_> {
                 Segment::Variable(_) => "/x".to_owned(),
             })
             .collect();
-        self.literal_path(path, &literal)
-            .then_some(PathPattern::Template(segments))
+        self.literal_path(path, &literal).then_some(PathPattern::Template(segments))
     }
 
     fn methods(&mut self, path: &str, methods: Vec<String>) -> Vec<String> {
         if methods.is_empty() {
-            self.wrong(
-                path,
-                "the list is empty, so no request would match",
-                "name methods, or remove it to match all",
-            );
+            self.wrong(path, "the list is empty, so no request would match", "name methods, or remove it to match all");
         }
         for (index, method) in methods.iter().enumerate() {
             let path = format!("{path}[{index}]");
@@ -1589,11 +1375,7 @@ impl Compiler<'_> {
                     "write e.g. `x-api-version`",
                 );
             } else if name == "host" {
-                self.wrong(
-                    &format!("{path}.name"),
-                    "the host is not compared here",
-                    "use `match.hosts`",
-                );
+                self.wrong(&format!("{path}.name"), "the host is not compared here", "use `match.hosts`");
             }
             let test = match (&header.exact, header.present) {
                 (Some(value), None) => {
@@ -1662,22 +1444,14 @@ impl Compiler<'_> {
             } else if fields.iter().any(|(earlier, _)| *earlier == lower) {
                 self.wrong(&at, format!("`{lower}` is given twice"), "keep one of the two");
             } else if value.contains(|c: char| !(c == '\t' || c.is_ascii_graphic() || c == ' ')) {
-                self.wrong(
-                    &at,
-                    "the value holds characters that a field cannot have",
-                    "use printable ASCII",
-                );
+                self.wrong(&at, "the value holds characters that a field cannot have", "use printable ASCII");
             }
             fields.push((lower, value));
         }
         if !respond.body.is_empty() && !fields.iter().any(|(name, _)| name == "content-type") {
             fields.push(("content-type".to_owned(), "text/plain".to_owned()));
         }
-        Response {
-            status: respond.status,
-            fields,
-            body: respond.body,
-        }
+        Response { status: respond.status, fields, body: respond.body }
     }
 
     fn path_rewrite(&mut self, path: &str, rewrite: &str, pattern: &PathPattern) -> Option<PathRewrite> {
@@ -1685,25 +1459,14 @@ impl Compiler<'_> {
             return None;
         }
         let with_slash = || {
-            if rewrite.ends_with('/') {
-                rewrite.to_owned()
-            } else {
-                format!("{rewrite}/")
-            }
+            if rewrite.ends_with('/') { rewrite.to_owned() } else { format!("{rewrite}/") }
         };
         match pattern {
-            PathPattern::Any => Some(PathRewrite {
-                replaced_bytes: 1,
-                replacement: with_slash(),
-            }),
-            PathPattern::Below(prefix) => Some(PathRewrite {
-                replaced_bytes: prefix.len(),
-                replacement: with_slash(),
-            }),
-            PathPattern::Prefix(text) | PathPattern::Exact(text) => Some(PathRewrite {
-                replaced_bytes: text.len(),
-                replacement: rewrite.to_owned(),
-            }),
+            PathPattern::Any => Some(PathRewrite { replaced_bytes: 1, replacement: with_slash() }),
+            PathPattern::Below(prefix) => Some(PathRewrite { replaced_bytes: prefix.len(), replacement: with_slash() }),
+            PathPattern::Prefix(text) | PathPattern::Exact(text) => {
+                Some(PathRewrite { replaced_bytes: text.len(), replacement: rewrite.to_owned() })
+            }
             PathPattern::Template(_) => {
                 self.wrong(
                     path,
@@ -1717,17 +1480,11 @@ impl Compiler<'_> {
 }
 
 fn present<T>(written: &[Option<T>]) -> impl Iterator<Item = (usize, &T)> {
-    written
-        .iter()
-        .enumerate()
-        .filter_map(|(index, value)| value.as_ref().map(|value| (index, value)))
+    written.iter().enumerate().filter_map(|(index, value)| value.as_ref().map(|value| (index, value)))
 }
 
 fn owned<T>(written: Vec<Option<T>>) -> impl Iterator<Item = (usize, T)> {
-    written
-        .into_iter()
-        .enumerate()
-        .filter_map(|(index, value)| value.map(|value| (index, value)))
+    written.into_iter().enumerate().filter_map(|(index, value)| value.map(|value| (index, value)))
 }
 
 /// Stands where an operator could not be read, so that indices stay those of the names. Never runs: there is a
@@ -1779,19 +1536,13 @@ fn hides(earlier: &Route, later: &Route) -> bool {
         (Some(_), None) => false,
         (Some(earlier), Some(later)) => later.iter().all(|method| earlier.contains(method)),
     };
-    let hosts = later
-        .hosts
-        .iter()
-        .all(|host| earlier.hosts.iter().any(|pattern| pattern.covers(host)));
+    let hosts = later.hosts.iter().all(|host| earlier.hosts.iter().any(|pattern| pattern.covers(host)));
     path && methods && hosts && earlier.fields.iter().all(|condition| later.fields.contains(condition))
 }
 
 /// RFC 9110, section 5.6.2.
 fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 fn is_dns_name(text: &str) -> bool {
@@ -1853,12 +1604,8 @@ fn host_pattern(text: &str) -> Result<HostPattern, String> {
 }
 
 fn network(text: &str) -> Result<Network, (String, String)> {
-    let wrong = || {
-        (
-            format!("`{text}` is not a network"),
-            "write an address and a prefix length, e.g. `10.0.0.0/8`".to_owned(),
-        )
-    };
+    let wrong =
+        || (format!("`{text}` is not a network"), "write an address and a prefix length, e.g. `10.0.0.0/8`".to_owned());
     let (address, prefix) = match text.split_once('/') {
         Some((address, prefix)) => (address, Some(prefix)),
         None => (text, None),
@@ -1867,11 +1614,7 @@ fn network(text: &str) -> Result<Network, (String, String)> {
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let prefix: u8 = match prefix {
         None => longest,
-        Some(prefix) => prefix
-            .parse()
-            .ok()
-            .filter(|prefix| *prefix <= longest)
-            .ok_or_else(wrong)?,
+        Some(prefix) => prefix.parse().ok().filter(|prefix| *prefix <= longest).ok_or_else(wrong)?,
     };
     if prefix == 0 {
         return Err((
@@ -1886,10 +1629,7 @@ fn network(text: &str) -> Result<Network, (String, String)> {
         }
     };
     if start != address {
-        return Err((
-            format!("`{text}` has bits set after its prefix"),
-            format!("write `{start}/{prefix}`"),
-        ));
+        return Err((format!("`{text}` has bits set after its prefix"), format!("write `{start}/{prefix}`")));
     }
     Ok(Network { address, prefix })
 }

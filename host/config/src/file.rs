@@ -80,11 +80,7 @@ pub struct Logging {
 
 impl Default for Logging {
     fn default() -> Self {
-        Self {
-            format: LogFormat::Text,
-            level: LogLevel::Info,
-            access_log: true,
-        }
+        Self { format: LogFormat::Text, level: LogLevel::Info, access_log: true }
     }
 }
 
@@ -274,10 +270,7 @@ pub struct Reload {
 
 impl Default for Reload {
     fn default() -> Self {
-        Self {
-            base_interval: Time::secs(1),
-            max_interval: Time::secs(10),
-        }
+        Self { base_interval: Time::secs(1), max_interval: Time::secs(10) }
     }
 }
 
@@ -469,7 +462,7 @@ pub enum PathMatch {
 pub struct HeaderMatch {
     /// The field's name. Example: `x-api-version`.
     pub name: String,
-    /// The field's value; of a repeated field, its values joined with `,`. Letters' case matters.
+    /// The field's value; of a repeated field, one line with it is enough. Letters' case matters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<String>,
     /// `true`: the field must be there. `false`: it must not.

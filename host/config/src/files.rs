@@ -30,9 +30,7 @@ impl Folder {
     /// # Errors
     /// When the working directory cannot be determined.
     pub fn new(base: &Path) -> io::Result<Self> {
-        Ok(Self {
-            base: plain(&std::path::absolute(base)?),
-        })
+        Ok(Self { base: plain(&std::path::absolute(base)?) })
     }
 }
 
@@ -81,10 +79,7 @@ impl Files for InMemory {
         match self.files.get(path) {
             Some(bytes) if bytes.len() as u64 > bytes_max => Err(io::ErrorKind::FileTooLarge.into()),
             Some(bytes) => Ok(bytes.clone()),
-            None => Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "No such file or directory (os error 2)",
-            )),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "No such file or directory (os error 2)")),
         }
     }
 }

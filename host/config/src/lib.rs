@@ -16,13 +16,16 @@
 //! * [`envoy`] renders the policy for Envoy, with notes on what Envoy cannot enforce.
 //! * [`reference`] makes the JSON Schema and the reference page from the doc comments in [`file`].
 //!
-//! A host that embeds this keeps to the following: a target that [`Target::parse`] refuses gets 400; a request
-//! that no route matches gets 404 and meets no filter; the filters of a route are those of `Policy::filters`
-//! whose indices it names, in that order; the upstream sees the normalised target and, of the authority, what
-//! the client sent (without a final dot) or `host_rewrite`.
+//! A host that embeds this keeps to the following. A target that [`Target::parse`] refuses and an authority that
+//! [`normal_authority`] refuses get 400; a request that no route matches gets 404; none of them meets a filter. The
+//! filters of a route are those of [`Policy::filters`] whose indices it names, in that order. The upstream sees
+//! [`Route::upstream_target`] and, as the authority, `host_rewrite` or what [`normal_authority`] made of the
+//! client's. For a target in absolute-form (RFC 9112, section 3.2.2), path and query are the target and its
+//! authority replaces `host`.
 
 mod capabilities;
 mod compile;
+pub mod envoy;
 pub mod file;
 mod files;
 mod mistake;
@@ -44,7 +47,7 @@ pub use policy::{
 };
 pub use route::{
     Action, FieldCondition, FieldLines, FieldTest, HostPattern, PathPattern, PathRewrite, Response, Route, Segment,
-    host_of,
+    host_of, normal_authority,
 };
 pub use target::{Target, TargetRefused};
 pub use units::{Size, Time};

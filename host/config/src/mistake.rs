@@ -14,11 +14,7 @@ pub struct Position {
 }
 
 impl Position {
-    pub(crate) const START: Self = Self {
-        line: 1,
-        column: 1,
-        width: 1,
-    };
+    pub(crate) const START: Self = Self { line: 1, column: 1, width: 1 };
 }
 
 /// One mistake.
@@ -56,12 +52,7 @@ impl fmt::Display for Mistake {
         write!(f, "{gutter}--> {}:{}:{}", self.file, position.line, position.column)?;
         if let Some(line) = &self.source_line {
             let (line, column, width) = visible_part(line, position);
-            write!(
-                f,
-                "\n{gutter} |\n{number} | {line}\n{gutter} | {}{}",
-                " ".repeat(column),
-                "^".repeat(width)
-            )?;
+            write!(f, "\n{gutter} |\n{number} | {line}\n{gutter} | {}{}", " ".repeat(column), "^".repeat(width))?;
         }
         if !self.path.is_empty() {
             write!(f, "\n{gutter} = at: {}", self.path)?;
@@ -80,20 +71,10 @@ fn visible_part(line: &str, position: Position) -> (String, usize, usize) {
     let characters: Vec<char> = line
         .trim_end()
         .chars()
-        .map(|c| {
-            if c.is_control() {
-                if c == '\t' { ' ' } else { '\u{fffd}' }
-            } else {
-                c
-            }
-        })
+        .map(|c| if c.is_control() { if c == '\t' { ' ' } else { '\u{fffd}' } } else { c })
         .collect();
     let column = position.column.saturating_sub(1).min(characters.len());
-    let from = if characters.len() > SHOWN_MAX && column > SHOWN_MAX / 2 {
-        column - SHOWN_MAX / 2
-    } else {
-        0
-    };
+    let from = if characters.len() > SHOWN_MAX && column > SHOWN_MAX / 2 { column - SHOWN_MAX / 2 } else { 0 };
     let shown: String = characters.iter().skip(from).take(SHOWN_MAX).collect();
     let column = column - from;
     let room = shown.chars().count().saturating_sub(column).max(1);
@@ -160,9 +141,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
         let mut row = vec![i + 1];
         for (j, cb) in b.iter().enumerate() {
             let get = |row: &[usize], index: usize| row.get(index).copied().unwrap_or(usize::MAX - 1);
-            let mut best = (get(&last, j + 1) + 1)
-                .min(get(&row, j) + 1)
-                .min(get(&last, j) + usize::from(ca != cb));
+            let mut best = (get(&last, j + 1) + 1).min(get(&row, j) + 1).min(get(&last, j) + usize::from(ca != cb));
             let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(cb) && b.get(j - 1) == Some(ca);
             if swapped {
                 best = best.min(get(&before, j - 1) + 1);

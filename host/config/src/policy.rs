@@ -18,7 +18,7 @@ use crate::target::Target;
 pub struct RequestParts<'a> {
     /// The method, as sent.
     pub method: &'a [u8],
-    /// The authority (`host`), as sent; empty when there is none.
+    /// The authority (`host`), from [`crate::normal_authority`] or as sent.
     pub authority: &'a [u8],
     /// The request target, normalised.
     pub target: &'a Target,
@@ -57,8 +57,14 @@ impl Policy {
     /// The first route that matches, or none: then the answer is 404 and no filter runs.
     #[must_use]
     pub fn route(&self, request: &RequestParts<'_>) -> Option<&Route> {
+        self.routes.get(self.route_index(request)?)
+    }
+
+    /// The index of that route in [`Policy::routes`].
+    #[must_use]
+    pub fn route_index(&self, request: &RequestParts<'_>) -> Option<usize> {
         let host = crate::route::host_of(request.authority);
-        self.routes.iter().find(|route| route.matches(&host, request))
+        self.routes.iter().position(|route| route.matches(&host, request))
     }
 
     /// The index of the upstream with this name.
@@ -199,9 +205,9 @@ impl FieldPattern {
     pub fn matches(&self, name: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => name.eq_ignore_ascii_case(exact.as_bytes()),
-            Self::Prefix(prefix) => name
-                .get(..prefix.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes())),
+            Self::Prefix(prefix) => {
+                name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+            }
         }
     }
 }
@@ -364,9 +370,7 @@ impl Network {
                 network.to_bits() == address.to_bits() & mask
             }
             (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let mask = u128::MAX
-                    .checked_shl(128 - u32::from(self.prefix.min(128)))
-                    .unwrap_or(0);
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix.min(128))).unwrap_or(0);
                 network.to_bits() == address.to_bits() & mask
             }
             _ => false,

@@ -49,12 +49,7 @@ impl Stop {
     pub(crate) fn into_finding(self, reader: &Reader<'_>) -> Finding {
         let Self { problem, hint, place } = self;
         let (path, at) = place.unwrap_or_else(|| (reader.path.clone(), reader.node.at));
-        Finding {
-            path,
-            at,
-            problem,
-            hint,
-        }
+        Finding { path, at, problem, hint }
     }
 }
 
@@ -70,16 +65,8 @@ impl serde::de::Error for Stop {
     fn custom<T: fmt::Display>(message: T) -> Self {
         let message = message.to_string();
         match message.split_once("\nhint: ") {
-            Some((problem, hint)) => Self {
-                problem: problem.to_owned(),
-                hint: Some(hint.to_owned()),
-                place: None,
-            },
-            None => Self {
-                problem: message,
-                hint: None,
-                place: None,
-            },
+            Some((problem, hint)) => Self { problem: problem.to_owned(), hint: Some(hint.to_owned()), place: None },
+            None => Self { problem: message, hint: None, place: None },
         }
     }
 
@@ -89,10 +76,7 @@ impl serde::de::Error for Stop {
             Unexpected::Unsigned(value) => (format!("the number `{value}`"), true),
             Unexpected::Signed(value) => (format!("the number `{value}`"), true),
             Unexpected::Float(value) => (format!("the number `{value}`"), true),
-            Unexpected::Str(value) => (
-                format!("the text `{}`", value.chars().take(80).collect::<String>()),
-                false,
-            ),
+            Unexpected::Str(value) => (format!("the text `{}`", value.chars().take(80).collect::<String>()), false),
             Unexpected::Unit | Unexpected::Option => ("nothing".to_owned(), false),
             Unexpected::Seq => ("a list".to_owned(), false),
             Unexpected::Map => ("a mapping".to_owned(), false),
@@ -106,11 +90,7 @@ impl serde::de::Error for Stop {
         } else {
             None
         };
-        Self {
-            problem: format!("expected {wanted}, found {found}"),
-            hint,
-            place: None,
-        }
+        Self { problem: format!("expected {wanted}, found {found}"), hint, place: None }
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -118,11 +98,7 @@ impl serde::de::Error for Stop {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self {
-            problem: format!("`{field}` is missing"),
-            hint: Some(format!("add `{field}:`")),
-            place: None,
-        }
+        Self { problem: format!("`{field}` is missing"), hint: Some(format!("add `{field}:`")), place: None }
     }
 }
 
@@ -145,11 +121,7 @@ fn in_our_words(expected: &str) -> String {
 
 impl<'n> Reader<'n> {
     fn child(&self, node: &'n Node, path: String) -> Self {
-        Self {
-            node,
-            path,
-            findings: self.findings,
-        }
+        Self { node, path, findings: self.findings }
     }
 
     /// The entries of a mapping.
@@ -166,31 +138,17 @@ impl<'n> Reader<'n> {
             return None;
         };
         let this = self.clone();
-        Some(
-            nodes
-                .iter()
-                .enumerate()
-                .map(move |(index, node)| this.child(node, format!("{}[{index}]", this.path))),
-        )
+        Some(nodes.iter().enumerate().map(move |(index, node)| this.child(node, format!("{}[{index}]", this.path))))
     }
 
     /// A reader for the value of one entry of this mapping.
     pub(crate) fn of_entry(&self, entry: &'n Entry) -> Self {
-        let path = if self.path.is_empty() {
-            entry.key.clone()
-        } else {
-            format!("{}.{}", self.path, entry.key)
-        };
+        let path = if self.path.is_empty() { entry.key.clone() } else { format!("{}.{}", self.path, entry.key) };
         self.child(&entry.node, path)
     }
 
     pub(crate) fn note(&self, at: Position, path: String, problem: String, hint: Option<String>) {
-        self.findings.borrow_mut().push(Finding {
-            path,
-            at,
-            problem,
-            hint,
-        });
+        self.findings.borrow_mut().push(Finding { path, at, problem, hint });
     }
 
     /// Notes a key that nothing knows.
@@ -222,12 +180,7 @@ impl<'n> Reader<'n> {
         };
         let reader = self.clone();
         visitor
-            .visit_map(Entries {
-                reader: self,
-                known,
-                left: entries.iter(),
-                current: None,
-            })
+            .visit_map(Entries { reader: self, known, left: entries.iter(), current: None })
             .map_err(|stop| stop.located(&reader))
     }
 }
@@ -253,11 +206,7 @@ impl<'n> Deserializer<'n> for Reader<'n> {
             Value::Negative(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_borrowed_str(value),
-            Value::List(nodes) => visitor.visit_seq(Elements {
-                reader: self,
-                left: nodes.iter(),
-                index: 0,
-            }),
+            Value::List(nodes) => visitor.visit_seq(Elements { reader: self, left: nodes.iter(), index: 0 }),
             Value::Mapping(_) => self.mapping(None, visitor),
         };
         read.map_err(|stop| stop.located(&here))
@@ -344,9 +293,7 @@ impl<'n> Deserializer<'n> for Reader<'n> {
                 place: Some((here.path.clone(), at)),
             });
         }
-        visitor
-            .visit_enum(Choice { name, content })
-            .map_err(|stop| stop.located(&here))
+        visitor.visit_enum(Choice { name, content }).map_err(|stop| stop.located(&here))
     }
 }
 

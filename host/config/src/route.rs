@@ -3,10 +3,10 @@
 //! The same table decides in Envoy, as rendered by [`crate::envoy`]; `tests/envoy_routes.rs` compares the two on a
 //! list of awkward requests and on random ones. Where a request can be read in two ways, the reading is this:
 //!
-//! * The host is compared without its port, without one final dot and without regard to case. A pattern
-//!   `*.example.com` needs at least one character in place of the `*`.
+//! * An authority that [`normal_authority`] refuses gets 400. The host is compared without its port, without one
+//!   final dot and without regard to case. A pattern `*.example.com` stands for one or more labels before the dot.
 //! * The path is compared after [`Target::parse`], with regard to case, without the query.
-//! * A repeated field counts as one with the values joined by `,` (RFC 9110, section 5.3).
+//! * Of a repeated field, one line with the value is enough; a list in one line is not taken apart.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -156,9 +156,9 @@ impl PathPattern {
         match self {
             Self::Any => true,
             Self::Exact(exact) => path == exact.as_bytes(),
-            Self::Prefix(prefix) => path
-                .strip_prefix(prefix.as_bytes())
-                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
+            Self::Prefix(prefix) => {
+                path.strip_prefix(prefix.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+            }
             Self::Below(prefix) => path.starts_with(prefix.as_bytes()),
             Self::Template(segments) => {
                 let Some(rest) = path.strip_prefix(b"/") else {
@@ -192,31 +192,22 @@ pub enum FieldTest {
     Present,
     /// It is not there.
     Absent,
-    /// It has this value, its lines joined with `,`.
+    /// One of its lines has this value.
     Exact(String),
 }
 
 impl FieldCondition {
     fn holds(&self, fields: &dyn FieldLines) -> bool {
         let mut lines = 0_usize;
-        // Compared while walking, so that nothing is collected that a client could make large.
-        let wanted = if let FieldTest::Exact(value) = &self.test {
-            value.as_bytes()
-        } else {
-            b""
-        };
-        let mut left = Some(wanted);
+        let mut equal = false;
         fields.for_each_value(&self.name, &mut |value| {
-            if lines > 0 {
-                left = left.and_then(|left| left.strip_prefix(b","));
-            }
-            left = left.and_then(|left| left.strip_prefix(value));
             lines += 1;
+            equal |= matches!(&self.test, FieldTest::Exact(wanted) if wanted.as_bytes() == value);
         });
         match self.test {
             FieldTest::Present => lines > 0,
             FieldTest::Absent => lines == 0,
-            FieldTest::Exact(_) => lines > 0 && left.is_some_and(<[u8]>::is_empty),
+            FieldTest::Exact(_) => equal,
         }
     }
 }
@@ -260,26 +251,50 @@ pub struct PathRewrite {
     pub replacement: String,
 }
 
-/// The host of an authority as routes compare it: without port and one final dot, in lower case.
+/// The authority as it is forwarded: without a final dot of its host (which names the same host, RFC 3986, section
+/// 3.2.2). `None` when it is not one host with perhaps a port: user information, lists (two `host` lines joined),
+/// percent signs and empty labels are read in different ways by different servers. Then the answer is 400.
 #[must_use]
-pub fn host_of(authority: &[u8]) -> Vec<u8> {
-    let host = without_port(authority);
-    host.strip_suffix(b".").unwrap_or(host).to_ascii_lowercase()
+pub fn normal_authority(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let authority = without_final_dot(raw);
+    let (host, port) = match authority.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if authority.last() != Some(&b']') => {
+            let (host, port) = authority.split_at(colon);
+            (host, port.get(1..))
+        }
+        _ => (&*authority, None),
+    };
+    let port_is_sound = port.is_none_or(|port| (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit));
+    let host_is_sound = match host.strip_prefix(b"[").map(|ip| ip.strip_suffix(b"]")) {
+        Some(ip) => ip.is_some_and(|ip| {
+            !ip.is_empty() && ip.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
+        }),
+        None => host.split(|byte| *byte == b'.').all(|label| {
+            !label.is_empty() && label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        }),
+    };
+    (host_is_sound && port_is_sound).then_some(authority)
 }
 
-fn without_port(authority: &[u8]) -> &[u8] {
-    match authority.iter().rposition(|byte| *byte == b':') {
-        // In `[::1]` the last colon is inside the brackets, and in `::1` there is more than one: no port.
-        Some(colon) => {
-            let (host, rest) = authority.split_at(colon);
-            let port = rest.get(1..).unwrap_or_default();
-            let bare_ipv6 = host.contains(&b':') && host.last() != Some(&b']');
-            if bare_ipv6 || !port.iter().all(u8::is_ascii_digit) {
-                authority
-            } else {
-                host
-            }
+/// The host of an authority as routes compare it: without port and final dot, in lower case.
+#[must_use]
+pub fn host_of(authority: &[u8]) -> Vec<u8> {
+    let authority = without_final_dot(authority);
+    let host = match authority.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if authority.last() != Some(&b']') => authority.get(..colon).unwrap_or_default(),
+        _ => &authority,
+    };
+    host.to_ascii_lowercase()
+}
+
+/// Removes the last dot if it ends the authority or stands before the port.
+fn without_final_dot(authority: &[u8]) -> Cow<'_, [u8]> {
+    match authority.iter().rposition(|byte| *byte == b'.').map(|dot| authority.split_at(dot)) {
+        Some((before, [_])) => Cow::Borrowed(before),
+        Some((before, [_, b':', ..])) => {
+            let port = authority.get(before.len() + 1..).unwrap_or_default();
+            Cow::Owned([before, port].concat())
         }
-        None => authority,
+        _ => Cow::Borrowed(authority),
     }
 }

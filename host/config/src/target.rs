@@ -3,13 +3,16 @@
 //! A proxy that compares one spelling of a path and forwards another lets requests slip past its rules. So the
 //! target is normalised once, before anything looks at it, and the normal form is what is forwarded:
 //!
-//! * `\` becomes `/`; `.` and `..` segments are resolved, also when written `%2e`; repeated slashes become one.
-//! * An escaped slash or backslash (`%2f`, `%5c`), an escaped NUL, a broken escape (`%zz`), a fragment and any
-//!   byte that does not belong into a target (RFC 9112, section 3.2) are refused, because servers read them in
-//!   different ways.
-//! * The query is left alone. `;` is an ordinary character of a segment.
+//! * `\` becomes `/`; `.` and `..` segments are resolved, also when they are escaped (`%2e`) or carry a parameter
+//!   (`..;x`); then repeated slashes become one. Escapes of letters, digits and `-._~` are undone, and the few
+//!   printable characters that do not belong into a path (`"<>^{|}` and the grave accent) are escaped.
+//! * What servers read in different ways is refused: an escaped slash, backslash or NUL, a broken escape (`%zz`), a
+//!   fragment, a byte that is not printable ASCII, and in the result a segment such as `..;` or a path `//`.
+//! * The query is left alone. `;` in other segments is an ordinary character.
 //!
-//! This is what Envoy does with the settings of [`crate::envoy`]; the tests there compare the two byte for byte.
+//! This is what Envoy does with the settings and the first route of [`crate::envoy`]; the tests there compare the
+//! two byte for byte. The order of the steps is Envoy's: dot segments are resolved before slashes are merged, so
+//! `/a//../b` is `/a/b`.
 
 use std::fmt;
 
@@ -35,12 +38,18 @@ pub enum TargetRefused {
     /// `%2f` or `%5c`.
     #[error("the path holds an escaped slash or backslash")]
     EscapedSlash,
-    /// `%` without two hexadecimal digits.
-    #[error("the path holds a broken escape")]
-    BrokenEscape,
     /// `%00`.
     #[error("the path holds an escaped NUL")]
     EscapedNul,
+    /// `%` without two hexadecimal digits.
+    #[error("the path holds a broken escape")]
+    BrokenEscape,
+    /// A `.` or `..` with a parameter that Envoy leaves in place, because it was written with escapes.
+    #[error("the path holds a dot segment with a parameter")]
+    DotSegment,
+    /// `//` and nothing else.
+    #[error("the path is empty segments only")]
+    OnlySlashes,
 }
 
 impl Target {
@@ -87,41 +96,114 @@ impl fmt::Debug for Target {
 }
 
 fn normal_path(path: &[u8]) -> Result<Vec<u8>, TargetRefused> {
-    let mut plain = Vec::with_capacity(path.len());
+    if escapes(path).any(|value| matches!(value, Some(b'/' | b'\\'))) {
+        return Err(TargetRefused::EscapedSlash);
+    }
+    if escapes(path).any(|value| value == Some(0)) {
+        return Err(TargetRefused::EscapedNul);
+    }
+    let spelled = respelled(&without_dot_parameters(path));
+    let normal = with_single_slashes(&without_dot_segments(&spelled));
+    if normal == b"//" {
+        return Err(TargetRefused::OnlySlashes);
+    }
+    if escapes(&normal).any(|value| value.is_none()) {
+        return Err(TargetRefused::BrokenEscape);
+    }
+    let is_dot_with_parameter = |segment: &[u8]| {
+        let rest = segment.strip_prefix(b".").map(|rest| rest.strip_prefix(b".").unwrap_or(rest));
+        rest.is_some_and(|rest| {
+            rest.starts_with(b";") || rest.get(..3).is_some_and(|rest| rest.eq_ignore_ascii_case(b"%3b"))
+        })
+    };
+    if normal.split(|byte| *byte == b'/').any(is_dot_with_parameter) {
+        return Err(TargetRefused::DotSegment);
+    }
+    Ok(normal)
+}
+
+/// The byte that each `%` stands for, or nothing where two hexadecimal digits are missing.
+fn escapes(path: &[u8]) -> impl Iterator<Item = Option<u8>> {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'%').map(|(at, _)| unescaped(path.get(at + 1..)?))
+}
+
+fn unescaped(rest: &[u8]) -> Option<u8> {
+    let digit = |digit: &u8| char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    match rest {
+        [high, low, ..] => Some(digit(high)? * 16 + digit(low)?),
+        _ => None,
+    }
+}
+
+/// RFC 3986, section 2.3.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+/// `/a/..;x/b` as `/a/../b`: servers that know path parameters see a dot segment there.
+fn without_dot_parameters(path: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(path.len());
+    for (index, segment) in path.split(|byte| *byte == b'/').enumerate() {
+        if index > 0 {
+            result.push(b'/');
+        }
+        result.extend_from_slice(if segment.starts_with(b"..;") {
+            b".."
+        } else if segment.starts_with(b".;") {
+            b"."
+        } else {
+            segment
+        });
+    }
+    result
+}
+
+/// One spelling per character.
+fn respelled(path: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(path.len());
+    let mut broken = Vec::new();
     let mut left = path;
     while let Some((byte, rest)) = left.split_first() {
         left = rest;
         match byte {
-            b'\\' => plain.push(b'/'),
-            b'%' => {
-                let value = match left {
-                    [high, low, ..] => hex(*high).zip(hex(*low)).map(|(high, low)| high * 16 + low),
-                    _ => None,
-                };
-                match value {
-                    None => return Err(TargetRefused::BrokenEscape),
-                    Some(0) => return Err(TargetRefused::EscapedNul),
-                    Some(b'/' | b'\\') => return Err(TargetRefused::EscapedSlash),
-                    Some(b'.') => {
-                        plain.push(b'.');
-                        left = left.get(2..).unwrap_or_default();
-                    }
-                    Some(_) => plain.push(b'%'),
-                }
+            b'\\' => result.push(b'/'),
+            b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' => {
+                result.extend_from_slice(format!("%{byte:02X}").as_bytes());
             }
-            other => plain.push(*other),
+            b'%' => match unescaped(rest) {
+                Some(value) if is_unreserved(value) => {
+                    result.push(value);
+                    left = rest.get(2..).unwrap_or_default();
+                }
+                Some(_) => result.push(b'%'),
+                None => {
+                    broken.push(result.len());
+                    result.push(b'%');
+                }
+            },
+            other => result.push(*other),
         }
     }
-    Ok(without_dot_segments(&plain))
+    percent_signs_as_such(result, &broken)
 }
 
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+/// `%%34%31` must not become `%41`, an escape that nobody sent: its first character is a percent sign, `%25`.
+fn percent_signs_as_such(path: Vec<u8>, broken: &[usize]) -> Vec<u8> {
+    if broken.is_empty() {
+        return path;
+    }
+    let mut broken = broken.iter().copied().peekable();
+    let mut result = Vec::with_capacity(path.len());
+    for (at, byte) in path.iter().enumerate() {
+        result.push(*byte);
+        if broken.next_if_eq(&at).is_some() && path.get(at + 1..).is_some_and(|rest| unescaped(rest).is_some()) {
+            result.extend_from_slice(b"25");
+        }
+    }
+    result
 }
 
-/// RFC 3986, section 5.2.4, and repeated slashes made one.
+/// RFC 3986, section 5.2.4.
 fn without_dot_segments(path: &[u8]) -> Vec<u8> {
     let mut result: Vec<u8> = Vec::with_capacity(path.len());
     let mut segments = path.split(|byte| *byte == b'/').skip(1).peekable();
@@ -132,7 +214,7 @@ fn without_dot_segments(path: &[u8]) -> Vec<u8> {
                 let cut = result.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                 result.truncate(cut);
             }
-            b"." | b"" => {}
+            b"." => {}
             segment => {
                 result.push(b'/');
                 result.extend_from_slice(segment);
@@ -143,7 +225,19 @@ fn without_dot_segments(path: &[u8]) -> Vec<u8> {
             result.push(b'/');
         }
     }
-    if result.is_empty() {
+    result
+}
+
+/// Runs of slashes made one. Envoy joins what is not empty between a slash at the start and, if there was one, a
+/// slash at the end; so nothing but slashes becomes two.
+fn with_single_slashes(path: &[u8]) -> Vec<u8> {
+    if !path.windows(2).any(|pair| pair == b"//") {
+        return path.to_vec();
+    }
+    let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty()).collect();
+    let mut result = vec![b'/'];
+    result.extend_from_slice(&segments.join(&b'/'));
+    if path.ends_with(b"/") {
         result.push(b'/');
     }
     result

@@ -35,10 +35,7 @@ impl Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        match UNITS
-            .iter()
-            .find(|(bytes, _)| self.0 >= *bytes && self.0.is_multiple_of(*bytes))
-        {
+        match UNITS.iter().find(|(bytes, _)| self.0 >= *bytes && self.0.is_multiple_of(*bytes)) {
             Some((bytes, unit)) => write!(f, "{}{unit}", self.0 / bytes),
             None => write!(f, "{}B", self.0),
         }
@@ -67,10 +64,7 @@ impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u128, &str); 4] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
         let millis = self.0.as_millis();
-        match UNITS
-            .iter()
-            .find(|(unit, _)| millis >= *unit && millis.is_multiple_of(*unit))
-        {
+        match UNITS.iter().find(|(unit, _)| millis >= *unit && millis.is_multiple_of(*unit)) {
             Some((unit, name)) => write!(f, "{}{name}", millis / unit),
             None => write!(f, "{millis}ms"),
         }
@@ -78,13 +72,7 @@ impl fmt::Display for Time {
 }
 
 const SIZE_UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
-const TIME_UNITS: [(&str, u64); 5] = [
-    ("ms", 1),
-    ("s", 1_000),
-    ("m", 60_000),
-    ("h", 3_600_000),
-    ("d", 86_400_000),
-];
+const TIME_UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 /// A year: longer than any limit here makes sense, and far from overflow everywhere it is added up.
 const TIME_MAX_MS: u64 = 365 * 86_400_000;
 
@@ -96,12 +84,9 @@ fn number_and_unit<'a>(text: &'a str, units: &[(&str, u64)]) -> Option<(u64, u64
 }
 
 fn parse_size(text: &str) -> Result<Size, String> {
-    number_and_unit(text, &SIZE_UNITS)
-        .and_then(|(number, scale, _)| number.checked_mul(scale))
-        .map(Size)
-        .ok_or_else(|| {
-            format!("`{text}` is not a size\nhint: write a whole number with B, KiB, MiB or GiB, e.g. `64MiB`")
-        })
+    number_and_unit(text, &SIZE_UNITS).and_then(|(number, scale, _)| number.checked_mul(scale)).map(Size).ok_or_else(
+        || format!("`{text}` is not a size\nhint: write a whole number with B, KiB, MiB or GiB, e.g. `64MiB`"),
+    )
 }
 
 fn parse_time(text: &str) -> Result<Time, String> {
@@ -135,21 +120,13 @@ impl<T> Visitor<'_> for UnitVisitor<T> {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(UnitVisitor {
-            parse: parse_size,
-            what: "size",
-            example: "64MiB",
-        })
+        deserializer.deserialize_str(UnitVisitor { parse: parse_size, what: "size", example: "64MiB" })
     }
 }
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(UnitVisitor {
-            parse: parse_time,
-            what: "span of time",
-            example: "100ms",
-        })
+        deserializer.deserialize_str(UnitVisitor { parse: parse_time, what: "span of time", example: "100ms" })
     }
 }
 
@@ -215,17 +192,9 @@ mod tests {
 
     #[test]
     fn refuses_what_leaves_the_unit_to_be_guessed_or_overflows() {
-        for text in [
-            "",
-            "64",
-            "64MB",
-            "64 MiB",
-            "-1B",
-            "1.5GiB",
-            "MiB",
-            "18446744073709551616B",
-            "18446744073709551615KiB",
-        ] {
+        for text in
+            ["", "64", "64MB", "64 MiB", "-1B", "1.5GiB", "MiB", "18446744073709551616B", "18446744073709551615KiB"]
+        {
             assert!(parse_size(text).is_err(), "{text}");
         }
         for text in ["", "1", "1.5s", "-1s", "1 s", "1min", "366d", "18446744073709551615h"] {

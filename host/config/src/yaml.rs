@@ -61,10 +61,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, NotYaml> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(NotYaml {
             at: Position::START,
-            problem: format!(
-                "the file has {} bytes, more than the {TEXT_BYTES_MAX} that are read",
-                text.len()
-            ),
+            problem: format!("the file has {} bytes, more than the {TEXT_BYTES_MAX} that are read", text.len()),
             hint: Some("move filters' configurations into files of their own and name them with `configuration_file`"),
         });
     }
@@ -107,14 +104,9 @@ fn not_yaml(error: &YamlError) -> NotYaml {
             "merge keys (`<<`) are not supported".to_owned(),
             Some("write the keys out, or use an alias (`*name`) for the whole value"),
         ),
-        YamlError::Budget {
-            breach: BudgetBreach::Documents { .. },
-            ..
+        YamlError::Budget { breach: BudgetBreach::Documents { .. }, .. } | YamlError::MultipleDocuments { .. } => {
+            ("the file holds more than one document".to_owned(), Some("remove the line `---` between them"))
         }
-        | YamlError::MultipleDocuments { .. } => (
-            "the file holds more than one document".to_owned(),
-            Some("remove the line `---` between them"),
-        ),
         YamlError::Budget { .. } => (
             format!("the file is too large or too deep: {}", first_line(error)),
             Some("move filters' configurations into files of their own and name them with `configuration_file`"),
@@ -163,10 +155,7 @@ fn position(location: &Location) -> Position {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self {
-            value: spanned.value,
-            at: position(&spanned.referenced),
-        })
+        Ok(Self { value: spanned.value, at: position(&spanned.referenced) })
     }
 }
 
@@ -233,11 +222,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
         let mut entries = Vec::new();
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             let node = access.next_value()?;
-            entries.push(Entry {
-                key: key.value,
-                key_at: position(&key.referenced),
-                node,
-            });
+            entries.push(Entry { key: key.value, key_at: position(&key.referenced), node });
         }
         Ok(Value::Mapping(entries))
     }
@@ -254,11 +239,7 @@ impl Node {
                 (Value::Mapping(entries), Step::Key(key)) => {
                     entries.iter().find(|entry| entry.key == key).map(|entry| {
                         // A block mapping or list starts on a later line; its key is what a reader looks for.
-                        let at = if entry.node.at.line == entry.key_at.line {
-                            entry.node.at
-                        } else {
-                            entry.key_at
-                        };
+                        let at = if entry.node.at.line == entry.key_at.line { entry.node.at } else { entry.key_at };
                         (&entry.node, at)
                     })
                 }
