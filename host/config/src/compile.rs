@@ -128,7 +128,6 @@ fn line_of(text: &str, at: Position) -> Option<String> {
 
 /// What could be read of the file, element by element. `None` in a list marks an element that could not: its
 /// fault has been noted, and its name must not be reported as missing elsewhere.
-#[derive(Default)]
 struct Written {
     version: Option<u32>,
     admin: Option<file::Admin>,
@@ -138,10 +137,14 @@ struct Written {
     pool: Option<String>,
     listeners: Vec<Option<file::Listener>>,
     filters: Vec<Option<file::Filter>>,
-    upstreams: Vec<(String, Option<file::Upstream>)>,
-    operators: Vec<(String, Option<file::Operator>)>,
+    upstreams: Named<file::Upstream>,
+    operators: Named<file::Operator>,
     routes: Vec<Option<file::Route>>,
 }
+
+/// A section whose elements have their names as keys. An element that could not be read still has its name; a
+/// section that is no mapping is `None`.
+type Named<T> = Option<Vec<(String, Option<T>)>>;
 
 impl Written {
     fn read(root: &Reader<'_>) -> Option<Self> {
@@ -154,7 +157,19 @@ impl Written {
             );
             return None;
         };
-        let mut written = Self::default();
+        let mut written = Self {
+            version: None,
+            admin: None,
+            workers: None,
+            trusted_proxies: Vec::new(),
+            logging: file::Logging::default(),
+            pool: None,
+            listeners: Vec::new(),
+            filters: Vec::new(),
+            upstreams: Some(Vec::new()),
+            operators: Some(Vec::new()),
+            routes: Vec::new(),
+        };
         for entry in entries {
             let value = root.of_entry(entry);
             match entry.key.as_str() {
@@ -208,14 +223,14 @@ fn list<'n, T: Deserialize<'n>>(reader: &Reader<'n>) -> Vec<Option<T>> {
     }
 }
 
-fn named<'n, T: Deserialize<'n>>(reader: &Reader<'n>) -> Vec<(String, Option<T>)> {
+fn named<'n, T: Deserialize<'n>>(reader: &Reader<'n>) -> Named<T> {
     match reader.entries() {
-        Some(entries) => entries.iter().map(|entry| (entry.key.clone(), one(&reader.of_entry(entry)))).collect(),
+        Some(entries) => Some(entries.iter().map(|entry| (entry.key.clone(), one(&reader.of_entry(entry)))).collect()),
         None => {
             if let Err(stop) = BTreeMap::<String, serde::de::IgnoredAny>::deserialize(reader.clone()) {
                 note(reader, stop);
             }
-            Vec::new()
+            None
         }
     }
 }
@@ -281,14 +296,14 @@ impl Compiler<'_> {
         let upstream_names = Names {
             what: "upstream",
             section: "upstreams",
-            names: written.upstreams.iter().map(|(name, _)| name.clone()).collect(),
-            complete: true,
+            names: written.upstreams.iter().flatten().map(|(name, _)| name.clone()).collect(),
+            complete: written.upstreams.is_some(),
         };
         let operator_names = Names {
             what: "operator",
             section: "operators",
-            names: written.operators.iter().map(|(name, _)| name.clone()).collect(),
-            complete: true,
+            names: written.operators.iter().flatten().map(|(name, _)| name.clone()).collect(),
+            complete: written.operators.is_some(),
         };
         let filter_names = Names {
             what: "filter",
@@ -296,8 +311,8 @@ impl Compiler<'_> {
             names: written.filters.iter().flatten().map(|filter| filter.name.clone()).collect(),
             complete: written.filters.iter().all(Option::is_some),
         };
-        let upstreams = self.upstreams(written.upstreams);
-        let operators = self.operators(written.operators);
+        let upstreams = self.upstreams(written.upstreams.unwrap_or_default());
+        let operators = self.operators(written.operators.unwrap_or_default());
         let filters = self.filters(written.filters, &upstream_names);
         let routes =
             self.routes(written.routes, &filter_names, &upstream_names, &operator_names, &upstreams, &operators);
@@ -338,6 +353,17 @@ impl Compiler<'_> {
             }
         }
         networks
+    }
+
+    /// A name that is a key. Like [`Self::name`], but points to the key.
+    fn key(&mut self, path: &str, name: &str) {
+        let before = self.mistakes.len();
+        self.name(path, name);
+        let at = self.root.locate_key(path);
+        for mistake in self.mistakes.iter_mut().skip(before) {
+            mistake.position = Some(at);
+            mistake.source_line = line_of(self.text, at);
+        }
     }
 
     /// A name that appears in logs, metrics and Envoy's configuration.
@@ -535,7 +561,11 @@ impl Compiler<'_> {
                 io::ErrorKind::FileTooLarge => self.wrong(
                     path,
                     format!("`{written}` is larger than {}", Size(bytes_max)),
-                    "name a smaller file, or raise the limit if there is a setting for it",
+                    if path.ends_with(".wasm") {
+                        "raise `limits.module_bytes`, or build the module without debug information"
+                    } else {
+                        "name a smaller file"
+                    },
                 ),
                 _ => self.wrong(
                     path,
@@ -787,7 +817,7 @@ impl Compiler<'_> {
         let mut upstreams = Vec::new();
         for (name, upstream) in written {
             let path = format!("upstreams.{name}");
-            self.name(&path, &name);
+            self.key(&path, &name);
             // A place is kept for what could not be read, so that indices stay those of the names.
             let upstream = upstream.unwrap_or_else(|| file::Upstream {
                 endpoints: vec!["127.0.0.1:1".to_owned()],
@@ -908,7 +938,7 @@ impl Compiler<'_> {
         let mut operators: Vec<Operator> = Vec::new();
         for (name, operator) in written {
             let path = format!("operators.{name}");
-            self.name(&path, &name);
+            self.key(&path, &name);
             let Some(operator) = operator else {
                 operators.push(unread_operator(name));
                 continue;
@@ -1048,7 +1078,7 @@ impl Compiler<'_> {
     }
 
     fn secret(&mut self, path: &str, name: String, secret: &file::Secret, net: &[HostPort]) -> Option<OperatorSecret> {
-        self.name(path, &name);
+        self.key(path, &name);
         let hosts = self.host_ports(&format!("{path}.hosts"), &secret.hosts);
         if secret.hosts.is_empty() {
             self.wrong(
@@ -1594,11 +1624,11 @@ fn host_pattern(text: &str) -> Result<HostPattern, String> {
         return Ok(HostPattern::Exact(lower));
     }
     Err(match lower.rsplit_once(':') {
+        _ if lower.contains("//") => "write the host only, without scheme and path".to_owned(),
         Some((host, _)) if is_dns_name(host) => format!("the port does not matter; write `{host}`"),
         _ if lower.ends_with('.') && is_dns_name(lower.trim_end_matches('.')) => {
             format!("leave out the final dot: `{}`", lower.trim_end_matches('.'))
         }
-        _ if lower.contains("//") => "write the host only, without scheme and path".to_owned(),
         _ => "write e.g. `api.example.com`, `*.example.com` or `*`".to_owned(),
     })
 }

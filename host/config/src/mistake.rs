@@ -36,36 +36,41 @@ pub struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "error: {}", self.problem)?;
-        let Some(position) = self.position else {
-            write!(f, "  --> {}", self.file)?;
-            if !self.path.is_empty() {
-                write!(f, "\n   = at: {}", self.path)?;
+        write!(f, "error: {}", Printable(&self.problem))?;
+        let number = self.position.map_or_else(String::new, |position| position.line.to_string());
+        let gutter = " ".repeat(number.len().max(1));
+        write!(f, "\n{gutter}--> {}", Printable(&self.file))?;
+        if let Some(position) = self.position {
+            write!(f, ":{}:{}", position.line, position.column)?;
+            if let Some(line) = &self.source_line {
+                let (line, column, width) = visible_part(line, position);
+                write!(f, "\n{gutter} |\n{number} | {line}\n{gutter} | {}{}", " ".repeat(column), "^".repeat(width))?;
             }
-            return match &self.hint {
-                Some(hint) => write!(f, "\n   = hint: {hint}"),
-                None => Ok(()),
-            };
-        };
-        let number = position.line.to_string();
-        let gutter = " ".repeat(number.len());
-        write!(f, "{gutter}--> {}:{}:{}", self.file, position.line, position.column)?;
-        if let Some(line) = &self.source_line {
-            let (line, column, width) = visible_part(line, position);
-            write!(f, "\n{gutter} |\n{number} | {line}\n{gutter} | {}{}", " ".repeat(column), "^".repeat(width))?;
         }
         if !self.path.is_empty() {
-            write!(f, "\n{gutter} = at: {}", self.path)?;
+            write!(f, "\n{gutter} = at: {}", Printable(&self.path))?;
         }
         match &self.hint {
-            Some(hint) => write!(f, "\n{gutter} = hint: {hint}"),
+            Some(hint) => write!(f, "\n{gutter} = hint: {}", Printable(hint)),
             None => Ok(()),
         }
     }
 }
 
+/// Text from a policy, which may come from anywhere, without what would command the terminal it is shown on.
+struct Printable<'a>(&'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            fmt::Write::write_char(f, if c.is_control() { '\u{fffd}' } else { c })?;
+        }
+        Ok(())
+    }
+}
+
 /// The line as a terminal shows it, with the column and width of the caret below it. Long lines are cut around
-/// the caret, and control characters (a policy file may come from anywhere) are replaced.
+/// the caret.
 fn visible_part(line: &str, position: Position) -> (String, usize, usize) {
     const SHOWN_MAX: usize = 120;
     let characters: Vec<char> = line
@@ -119,10 +124,16 @@ impl std::error::Error for Mistakes {}
 pub(crate) fn did_you_mean<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace(['-', ' '], "_");
     let wanted = plain(written);
+    let near = |candidate: &&str| {
+        let candidate = plain(candidate);
+        let distance = edit_distance(&wanted, &candidate);
+        let cut_short = wanted.len().min(candidate.len()) >= 3
+            && (wanted.starts_with(&candidate) || candidate.starts_with(&wanted));
+        (cut_short || distance <= 1 + candidate.len().min(wanted.len()) / 4).then_some(distance)
+    };
     candidates
         .into_iter()
-        .map(|candidate| (edit_distance(&wanted, &plain(candidate)), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(written.len()) / 4)
+        .filter_map(|candidate| near(&candidate).map(|distance| (distance, candidate)))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

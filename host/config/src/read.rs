@@ -87,6 +87,10 @@ impl serde::de::Error for Stop {
             Some("write a value, or remove the key to get its default".to_owned())
         } else if wanted == "text" && is_scalar {
             Some("put the value in quotes".to_owned())
+        } else if wanted.contains(" such as ") && is_scalar {
+            Some("add the unit".to_owned())
+        } else if wanted.starts_with("a whole number") && found.starts_with("the text") {
+            Some("write the number without quotes".to_owned())
         } else {
             None
         };

@@ -113,12 +113,26 @@ fn not_yaml(error: &YamlError) -> NotYaml {
         ),
         _ => {
             let message = first_line(error);
-            if message.starts_with("alias ") {
+            if message.starts_with("alias replay") || message.starts_with("alias expansion") {
                 // The variant is wrapped when the limit is hit inside an alias.
                 return NotYaml {
                     at,
                     problem: format!("the aliases expand too far: {message}"),
                     hint: Some("use fewer aliases"),
+                };
+            }
+            if message.contains("unknown anchor") {
+                return NotYaml {
+                    at,
+                    problem: "this alias (`*name`) has no anchor (`&name`)".to_owned(),
+                    hint: Some("put text that begins with `*` in quotes"),
+                };
+            }
+            if message.contains("recursion limit") {
+                return NotYaml {
+                    at,
+                    problem: format!("lists and mappings are nested deeper than {DEPTH_MAX} levels"),
+                    hint: Some("move filters' configurations into files of their own"),
                 };
             }
             let hint = if message.contains("tab") {
@@ -232,18 +246,27 @@ impl Node {
     /// Where the value at `path` stands, or the nearest thing above it that exists: a missing key is reported
     /// at the mapping that lacks it.
     pub(crate) fn locate(&self, path: &str) -> Position {
+        self.locate_both(path).1
+    }
+
+    /// Where the last key of `path` stands.
+    pub(crate) fn locate_key(&self, path: &str) -> Position {
+        self.locate_both(path).0
+    }
+
+    fn locate_both(&self, path: &str) -> (Position, Position) {
         let mut here = self;
-        let mut at = self.at;
+        let mut at = (self.at, self.at);
         for step in steps(path) {
             let next = match (&here.value, step) {
                 (Value::Mapping(entries), Step::Key(key)) => {
                     entries.iter().find(|entry| entry.key == key).map(|entry| {
                         // A block mapping or list starts on a later line; its key is what a reader looks for.
                         let at = if entry.node.at.line == entry.key_at.line { entry.node.at } else { entry.key_at };
-                        (&entry.node, at)
+                        (&entry.node, (entry.key_at, at))
                     })
                 }
-                (Value::List(nodes), Step::Index(index)) => nodes.get(index).map(|node| (node, node.at)),
+                (Value::List(nodes), Step::Index(index)) => nodes.get(index).map(|node| (node, (node.at, node.at))),
                 _ => None,
             };
             let Some((node, position)) = next else { break };
