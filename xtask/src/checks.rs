@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use crate::process::{self, run_shown, run_watched};
 use crate::progress::{Progress, seconds};
 use crate::setup::{self, Machine, Part};
-use crate::workspace::Workspace;
+use crate::wasm_std::WasmStd;
+use crate::workspace::{WASM_TARGET, Workspace};
 use crate::{filters, host};
 
 /// One step.
@@ -18,6 +19,7 @@ pub(crate) enum Step {
     Setup,
     Fmt,
     Clippy,
+    ClippyWasm,
     Doc,
     Filters,
     Build,
@@ -25,12 +27,14 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 7] = [Self::Setup, Self::Fmt, Self::Clippy, Self::Doc, Self::Filters, Self::Build, Self::Test];
+    const ALL: [Self; 8] =
+        [Self::Setup, Self::Fmt, Self::Clippy, Self::ClippyWasm, Self::Doc, Self::Filters, Self::Build, Self::Test];
 
     /// Names as given to `--only`.
-    pub(crate) const NAMES: [(&'static str, Self); 6] = [
+    pub(crate) const NAMES: [(&'static str, Self); 7] = [
         ("fmt", Self::Fmt),
         ("clippy", Self::Clippy),
+        ("clippy-wasm", Self::ClippyWasm),
         ("doc", Self::Doc),
         ("filters", Self::Filters),
         ("build", Self::Build),
@@ -44,7 +48,7 @@ impl Step {
     /// Steps without whose success this one has nothing to say.
     fn needs(self) -> &'static [Self] {
         match self {
-            Self::Filters => &[Self::Setup],
+            Self::ClippyWasm | Self::Filters => &[Self::Setup],
             Self::Test => &[Self::Setup, Self::Filters, Self::Build],
             Self::Setup | Self::Fmt | Self::Clippy | Self::Doc | Self::Build => &[],
         }
@@ -167,12 +171,9 @@ impl Checks<'_> {
             }
             Step::Fmt => self.cargo("fmt", &["fmt", "--all", "--check"]),
             Step::Clippy => self.cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+            Step::ClippyWasm => self.clippy_wasm(),
             Step::Doc => self.doc(),
-            Step::Filters => {
-                let wasm_std = self.machine.wasm_std.as_ref();
-                let wasm_std = wasm_std.context("the set-up left out the WebAssembly target")?;
-                filters::build(self.workspace, wasm_std, &[], self.progress)
-            }
+            Step::Filters => filters::build(self.workspace, self.wasm_std()?, &[], self.progress),
             Step::Build => Ok(host::build(self.workspace, self.progress)?),
             Step::Test => self.test(),
         }
@@ -181,6 +182,23 @@ impl Checks<'_> {
     fn cargo(&self, title: &str, arguments: &[&str]) -> anyhow::Result<()> {
         self.progress.step(title);
         Ok(run_shown(self.command().args(arguments))?)
+    }
+
+    /// The adapter to Proxy-Wasm compiles for the filters' target only, so native lints never see it.
+    fn clippy_wasm(&self) -> anyhow::Result<()> {
+        self.progress.step("clippy-wasm");
+        let mut cargo = self.command();
+        cargo.args(["clippy", "--target", WASM_TARGET]);
+        for package in &self.workspace.guest_packages {
+            cargo.args(["--package", package]);
+        }
+        cargo.args(["--", "-D", "warnings"]);
+        self.wasm_std()?.apply(&mut cargo);
+        Ok(run_shown(&mut cargo)?)
+    }
+
+    fn wasm_std(&self) -> anyhow::Result<&WasmStd> {
+        self.machine.wasm_std.as_ref().context("the set-up left out the WebAssembly target")
     }
 
     fn doc(&self) -> anyhow::Result<()> {
@@ -228,7 +246,7 @@ fn summary(reports: &[Report], tally: &Tally) -> String {
             Ending::Failed(why) => ("FAILED", why.clone()),
             Ending::Left(need) => ("not run", format!("because `{}` failed", need.name())),
         };
-        let line = format!("  {:<8} {word:<8} {:>10}  {why}", report.step.name(), seconds(report.took));
+        let line = format!("  {:<11} {word:<8} {:>10}  {why}", report.step.name(), seconds(report.took));
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -287,9 +305,9 @@ mod tests {
         let tally = Tally { passed: 2, failed: 1, ignored: 0, failures: vec!["a::b".to_owned()] };
         let expected = "
 == summary
-  set-up   ok            1.5 s
-  clippy   FAILED        1.5 s  `cargo clippy`: exit status: 101
-  test     not run       0.0 s  because `build` failed
+  set-up      ok            1.5 s
+  clippy      FAILED        1.5 s  `cargo clippy`: exit status: 101
+  test        not run       0.0 s  because `build` failed
   failed: a::b
 2 passed, 1 failed
 ";

@@ -170,12 +170,13 @@ Usage: cargo xtask test [--only STEP]... [--fail-fast] [-- CARGO_TEST_ARGUMENTS.
 
 Options:
   --only STEP   Only this step and what it needs; may be repeated:
-                  fmt       formatting
-                  clippy    lints, warnings being errors
-                  doc       documentation, warnings being errors
-                  filters   every filter builds to a module
-                  build     every binary builds
-                  test      tests, among them those against the standalone host and the real Envoy
+                  fmt          formatting
+                  clippy       lints, warnings being errors
+                  clippy-wasm  the same for what filters compile for WebAssembly only
+                  doc          documentation, warnings being errors
+                  filters      every filter builds to a module
+                  build        every binary builds
+                  test         tests, among them those against the standalone host and the real Envoy
   --fail-fast   Stop at the first failure
 
 Arguments after `--` go to `cargo test` in place of `--workspace`, for example

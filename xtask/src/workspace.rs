@@ -21,6 +21,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Filters that build to a `.wasm`, by name.
     pub(crate) filters: Vec<Filter>,
+    /// Every package below `filters/`, also those that only filters use.
+    pub(crate) guest_packages: Vec<String>,
 }
 
 /// A crate under `filters/` with a `cdylib` target.
@@ -43,7 +45,13 @@ impl Workspace {
         let metadata = process::query(&mut command).context("cargo could not read the workspace")?;
         let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata was not JSON")?;
         let target = metadata["target_directory"].as_str().context("cargo metadata named no target directory")?;
-        Ok(Self { filters: filters(&metadata, &root.join("filters")), target: PathBuf::from(target), root })
+        let folder = root.join("filters");
+        Ok(Self {
+            filters: filters(&metadata, &folder),
+            guest_packages: packages_below(&metadata, &folder).map(|(_, package)| name_of(package)).collect(),
+            target: PathBuf::from(target),
+            root,
+        })
     }
 
     /// The folder for downloads; ignored by git, never touched by `cargo clean`.
@@ -74,23 +82,27 @@ fn filters(metadata: &Value, folder: &Path) -> Vec<Filter> {
     let is_cdylib = |target: &&Value| {
         target["crate_types"].as_array().is_some_and(|types| types.iter().any(|kind| kind.as_str() == Some("cdylib")))
     };
-    let mut found: Vec<Filter> = metadata["packages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|package| {
-            let manifest = Path::new(package["manifest_path"].as_str()?);
-            let name = manifest.parent()?.strip_prefix(folder).ok()?.to_str()?;
+    let mut found: Vec<Filter> = packages_below(metadata, folder)
+        .filter_map(|(name, package)| {
             let library = package["targets"].as_array()?.iter().find(is_cdylib)?;
-            Some(Filter {
-                name: name.to_owned(),
-                package: package["name"].as_str()?.to_owned(),
-                library: library["name"].as_str()?.to_owned(),
-            })
+            Some(Filter { name, package: name_of(package), library: name_of(library) })
         })
         .collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found
+}
+
+/// Packages in folders directly below `folder`, with the folders' names.
+fn packages_below<'a>(metadata: &'a Value, folder: &Path) -> impl Iterator<Item = (String, &'a Value)> {
+    metadata["packages"].as_array().into_iter().flatten().filter_map(move |package| {
+        let manifest = Path::new(package["manifest_path"].as_str()?);
+        let name = manifest.parent()?.strip_prefix(folder).ok()?.to_str()?;
+        Some((name.to_owned(), package))
+    })
+}
+
+fn name_of(item: &Value) -> String {
+    item["name"].as_str().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -115,7 +127,10 @@ mod tests {
             package("portcullis-jwt-auth", "/w/filters/jwt-auth", &["cdylib", "rlib"]),
             package("elsewhere", "/w/tests/probe", &["cdylib"]),
         ] });
-        let found = filters(&metadata, Path::new("/w/filters"));
+        let folder = Path::new("/w/filters");
+        let guests: Vec<String> = packages_below(&metadata, folder).map(|(name, _)| name).collect();
+        assert_eq!(guests, ["kit", "size-limit", "jwt-auth"]);
+        let found = filters(&metadata, folder);
         let names: Vec<&str> = found.iter().map(|filter| filter.name.as_str()).collect();
         assert_eq!(names, ["jwt-auth", "size-limit"]);
         assert_eq!(found[0].package, "portcullis-jwt-auth");
