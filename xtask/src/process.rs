@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -193,7 +194,10 @@ fn unwaited(command: &Command, error: &io::Error) -> Failure {
 
 /// The command as a person would type it.
 pub(crate) fn shell_line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    // `cargo()` names the toolchain's own binary, of which a person types the last part.
+    let program = Path::new(command.get_program());
+    let program = program.file_name().filter(|name| *name == "cargo").unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args());
     words.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
@@ -281,6 +285,7 @@ mod tests {
     #[test]
     fn words_with_spaces_are_quoted() {
         assert_eq!(shell_line(&sh("exit 1")), "sh -c 'exit 1'");
+        assert_eq!(shell_line(&Command::new("/toolchain/bin/cargo")), "cargo");
     }
 
     #[test]
