@@ -149,7 +149,7 @@ pub struct ListenerLimits {
     pub header_timeout: Time,
     /// Time for a whole request, body included, to arrive. Default `5m`: an upload of 1 GiB at 30 Mbit/s.
     pub request_timeout: Time,
-    /// Time a connection without a request in flight is kept. Default `60s`: longer than clients pause between
+    /// Time a connection without a request in flight is kept. Default `1m`: longer than clients pause between
     /// requests, shorter than what load balancers in front assume (they must be the ones to close).
     pub idle_timeout: Time,
     /// Connections at a time; further ones are closed at once. Default `10000`: their fields take 313 MiB at
@@ -274,7 +274,7 @@ impl Default for Reload {
     }
 }
 
-/// What a module may take. Envoy has none of these limits.
+/// What a module may take. Of these, Envoy has those on header maps, and a fixed one on memory.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterLimits {
@@ -306,10 +306,9 @@ pub struct FilterLimits {
     pub map_bytes: Size,
     /// Entries of one header map handed over by the module. Default `1024`, Envoy's.
     pub map_pairs: u32,
-    /// Size of the module's file. Default `32MiB`: modules with a garbage collector and a runtime have several
-    /// MiB, ours less than two.
+    /// Size of the module's file. Default `32MiB`: modules with a garbage collector and a runtime have several MiB.
     pub module_bytes: Size,
-    /// Time to compile the module when it is loaded. Default `60s`: real modules take seconds; one that takes
+    /// Time to compile the module when it is loaded. Default `1m`: real modules take seconds; one that takes
     /// minutes was made to occupy the compiler.
     pub compile_time: Time,
 }
@@ -351,8 +350,8 @@ pub struct Upstream {
     /// it. Default `15s`, Envoy's.
     #[serde(default = "request_timeout")]
     pub request_timeout: Time,
-    /// Connections to all endpoints together, per worker in our host and in total in Envoy; requests that would
-    /// need one more are answered with 503. Default `1024`, Envoy's.
+    /// Connections to all endpoints together, per worker in our host and in total in Envoy. A request that would
+    /// need one more is answered with 503; Envoy lets some wait first. Default `1024`, Envoy's.
     #[serde(default = "upstream_connections")]
     #[schemars(range(min = 1))]
     pub max_connections: u32,
@@ -522,7 +521,7 @@ pub struct Permissions {
     /// Secrets that the host puts into its outbound requests, by name. The operator writes `{{secret:NAME}}` into
     /// a field and never holds the value.
     pub secrets: BTreeMap<String, Secret>,
-    /// A private key-value store, encrypted at rest, of at most `limits.storage`.
+    /// A private key-value store, encrypted at rest, of at most `limits.storage`. Default `false`.
     pub kv: bool,
     /// Files whose content is handed over; the process cannot open them. Example: `[prices.json]`.
     pub read: Vec<String>,

@@ -9,12 +9,12 @@
 //!
 //! * [`load`] reads a policy file, [`compile`] takes its text and a [`Files`] to read what it names. Both collect
 //!   every mistake. Nothing else here does I/O.
-//! * [`file`] is the file as written, with the documentation of every setting. [`Policy`] is what runs: names
+//! * [`mod@file`] is the file as written, with the documentation of every setting. [`Policy`] is what runs: names
 //!   resolved to indices, files read, defaults filled in. There is no other way to make one.
 //! * [`Target::parse`] normalises a request target, once, before anything looks at it; [`Policy::route`] finds
 //!   the route; [`Route::upstream_target`] is the path that the upstream sees. All pure, on bytes.
 //! * [`envoy`] renders the policy for Envoy, with notes on what Envoy cannot enforce.
-//! * [`reference`] makes the JSON Schema and the reference page from the doc comments in [`file`].
+//! * [`reference`] makes the JSON Schema and the reference page from the doc comments in [`mod@file`].
 //!
 //! A host that embeds this keeps to the following. A target that [`Target::parse`] refuses and an authority that
 //! [`normal_authority`] refuses get 400; a request that no route matches gets 404; none of them meets a filter. The
@@ -31,6 +31,7 @@ mod files;
 mod mistake;
 mod policy;
 mod read;
+pub mod reference;
 mod route;
 mod target;
 mod units;
