@@ -19,9 +19,5 @@ fn main() -> ExitCode {
         }
     }
     println!("{passed} can be run, {failed} cannot");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

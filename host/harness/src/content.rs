@@ -40,59 +40,30 @@ struct Form {
 impl Form {
     fn content(self) -> Result<Content, String> {
         match self {
-            Form {
-                base64: Some(text),
-                repeat: None,
-                times: None,
-                json: None,
-                file: None,
-                public_keys_of: None,
-            } => STANDARD.decode(text.trim()).map(Content::Bytes).map_err(|error| {
-                format!("`base64` does not hold base64: {error}\nhint: use the alphabet with `+` and `/`, padded")
-            }),
-            Form {
-                base64: None,
-                repeat: Some(unit),
-                times,
-                json: None,
-                file: None,
-                public_keys_of: None,
-            } => {
+            Form { base64: Some(text), repeat: None, times: None, json: None, file: None, public_keys_of: None } => {
+                STANDARD.decode(text.trim()).map(Content::Bytes).map_err(|error| {
+                    format!("`base64` does not hold base64: {error}\nhint: use the alphabet with `+` and `/`, padded")
+                })
+            }
+            Form { base64: None, repeat: Some(unit), times, json: None, file: None, public_keys_of: None } => {
                 let times = times.ok_or("`repeat` needs `times`\nhint: write `{ repeat: \"a\", times: 1000 }`")?;
                 match unit.len().checked_mul(times) {
                     Some(total) if total <= REPEATED_BYTES_MAX => Ok(Content::Text(unit.repeat(times))),
                     _ => Err(format!("`repeat` makes more than {REPEATED_BYTES_MAX} bytes")),
                 }
             }
-            Form {
-                base64: None,
-                repeat: None,
-                times: None,
-                json: Some(value),
-                file: None,
-                public_keys_of: None,
-            } => Ok(Content::Json(value)),
-            Form {
-                base64: None,
-                repeat: None,
-                times: None,
-                json: None,
-                file: Some(name),
-                public_keys_of: None,
-            } => Ok(Content::File(name)),
-            Form {
-                base64: None,
-                repeat: None,
-                times: None,
-                json: None,
-                file: None,
-                public_keys_of: Some(name),
-            } => Ok(Content::PublicKeysOf(name)),
-            _ => Err(
-                "this is not one kind of content\nhint: give text in quotes, or one of `{ base64: ... }`, \
+            Form { base64: None, repeat: None, times: None, json: Some(value), file: None, public_keys_of: None } => {
+                Ok(Content::Json(value))
+            }
+            Form { base64: None, repeat: None, times: None, json: None, file: Some(name), public_keys_of: None } => {
+                Ok(Content::File(name))
+            }
+            Form { base64: None, repeat: None, times: None, json: None, file: None, public_keys_of: Some(name) } => {
+                Ok(Content::PublicKeysOf(name))
+            }
+            _ => Err("this is not one kind of content\nhint: give text in quotes, or one of `{ base64: ... }`, \
                       `{ repeat: ..., times: ... }`, `{ json: ... }`, `{ file: ... }` and `{ public_keys_of: ... }`"
-                    .to_owned(),
-            ),
+                .to_owned()),
         }
     }
 }
@@ -112,9 +83,7 @@ impl<'de> Deserialize<'de> for Content {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Content, A::Error> {
-                Form::deserialize(MapAccessDeserializer::new(map))?
-                    .content()
-                    .map_err(serde::de::Error::custom)
+                Form::deserialize(MapAccessDeserializer::new(map))?.content().map_err(serde::de::Error::custom)
             }
         }
         deserializer.deserialize_any(ContentVisitor)
@@ -132,12 +101,8 @@ impl Content {
             Content::Bytes(bytes) => Ok(bytes.clone()),
             Content::Json(value) => Ok(expand_at(&value.to_string())?.into_bytes()),
             Content::File(name) => std::fs::read(neighbour(name)).map_err(|error| {
-                FileError::at(
-                    file,
-                    path,
-                    format!("`{name}` cannot be read: {}", crate::yaml::reason(&error)),
-                )
-                .hint("paths are relative to the file that names them")
+                FileError::at(file, path, format!("`{name}` cannot be read: {}", crate::yaml::reason(&error)))
+                    .hint("paths are relative to the file that names them")
             }),
             Content::PublicKeysOf(name) => {
                 let set = read_text(&neighbour(name)).map_err(|error| {
@@ -191,10 +156,7 @@ impl<'de> Deserialize<'de> for Line {
 
 /// A `token` of RFC 9110, section 5.6.2.
 pub(crate) fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 #[cfg(test)]
@@ -203,10 +165,7 @@ mod tests {
 
     fn check(yaml: &str, expected: Result<&[u8], &str>) {
         let file = Path::new("s.yaml");
-        let values = Values {
-            now: 1000,
-            ..Values::default()
-        };
+        let values = Values { now: 1000, ..Values::default() };
         let outcome = crate::yaml::parse::<Content>(file, yaml)
             .and_then(|content| content.resolve(&values, file, "body"))
             .map_err(|error| error.to_string());
@@ -223,20 +182,12 @@ mod tests {
 
     #[test]
     fn says_what_is_not_content() {
-        check(
-            "5",
-            Err("s.yaml: found integer `5`, expected text in quotes, or a map such as `{ base64: ... }`"),
-        );
-        check(
-            "{ repeat: ab }",
-            Err("s.yaml: `repeat` needs `times`\n  hint: write `{ repeat: \"a\", times: 1000 }`"),
-        );
+        check("5", Err("s.yaml: found integer `5`, expected text in quotes, or a map such as `{ base64: ... }`"));
+        check("{ repeat: ab }", Err("s.yaml: `repeat` needs `times`\n  hint: write `{ repeat: \"a\", times: 1000 }`"));
         check(
             "{ base64: '=' }",
-            Err(
-                "s.yaml: `base64` does not hold base64: Invalid symbol 61, offset 0.\n  \
-                 hint: use the alphabet with `+` and `/`, padded",
-            ),
+            Err("s.yaml: `base64` does not hold base64: Invalid symbol 61, offset 0.\n  \
+                 hint: use the alphabet with `+` and `/`, padded"),
         );
         check(
             "{ file: nothing.bin }",
@@ -254,11 +205,6 @@ mod tests {
             "s.yaml: `:path` is not a field name\n  hint: pseudo-headers have keys of their own: `method`, `path`, \
              `authority`, `status`"
         );
-        assert!(
-            parse("[a]")
-                .unwrap_err()
-                .to_string()
-                .contains("a field line, `[name, \"value\"]`")
-        );
+        assert!(parse("[a]").unwrap_err().to_string().contains("a field line, `[name, \"value\"]`"));
     }
 }

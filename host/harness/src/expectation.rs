@@ -98,20 +98,12 @@ impl Expectation {
                 if self.local && observed.local == Some(false) {
                     found.add(response_name, "an answer made by the filter", "the upstream's answer");
                 } else if !self.local && observed.local == Some(true) {
-                    found.add(
-                        response_name,
-                        "the upstream's answer",
-                        "an answer made by the filter or the host",
-                    );
+                    found.add(response_name, "the upstream's answer", "an answer made by the filter or the host");
                 }
             }
             (Some(_), None) => found.add(response_name, "a response", "the connection was closed without one"),
             (None, Some(response)) if self.closed => {
-                found.add(
-                    "closed",
-                    "a connection closed without a response",
-                    &format!("status {}", response.status),
-                );
+                found.add("closed", "a connection closed without a response", &format!("status {}", response.status));
             }
             _ => {}
         }
@@ -120,11 +112,7 @@ impl Expectation {
         match (&self.upstream, observed.upstream.as_slice()) {
             (_, []) if not_called => {}
             (_, [request, ..]) if not_called => {
-                found.add(
-                    "upstream",
-                    "not called",
-                    &format!("called with `{} {}`", request.method, request.path),
-                );
+                found.add("upstream", "not called", &format!("called with `{} {}`", request.method, request.path));
             }
             (Some(UpstreamExpectation::Request(expected)), [request]) => found.request(expected, request),
             (Some(UpstreamExpectation::Request(_)), requests) => {
@@ -142,11 +130,7 @@ impl Expectation {
         for (name, expected) in &self.counters {
             let got = observed.counters.get(name).copied().unwrap_or_default();
             if got != *expected {
-                found.add(
-                    &format!("counters.{name}"),
-                    &format!("{expected:+}"),
-                    &format!("{got:+}"),
-                );
+                found.add(&format!("counters.{name}"), &format!("{expected:+}"), &format!("{got:+}"));
             }
         }
         for (upstream, expected) in &self.callouts {
@@ -160,11 +144,7 @@ impl Expectation {
 }
 
 fn calls(count: usize) -> String {
-    if count == 1 {
-        "1 call".to_owned()
-    } else {
-        format!("{count} calls")
-    }
+    if count == 1 { "1 call".to_owned() } else { format!("{count} calls") }
 }
 
 /// One way in which an outcome is not what is expected.
@@ -184,11 +164,7 @@ impl fmt::Display for Mismatch {
         if self.path.len() + self.expected.len() + self.observed.len() < 70 {
             write!(f, "{}: expected {}, got {}", self.path, self.expected, self.observed)
         } else {
-            write!(
-                f,
-                "{}:\n  expected  {}\n  got       {}",
-                self.path, self.expected, self.observed
-            )
+            write!(f, "{}:\n  expected  {}\n  got       {}", self.path, self.expected, self.observed)
         }
     }
 }
@@ -198,22 +174,14 @@ struct Mismatches(Vec<Mismatch>);
 
 impl Mismatches {
     fn add(&mut self, path: &str, expected: &str, observed: &str) {
-        self.0.push(Mismatch {
-            path: path.to_owned(),
-            expected: expected.to_owned(),
-            observed: observed.to_owned(),
-        });
+        self.0.push(Mismatch { path: path.to_owned(), expected: expected.to_owned(), observed: observed.to_owned() });
     }
 
     fn response(&mut self, path: &str, expected: &ResponseExpectation, response: &ObservedResponse) {
         if let Some(status) = expected.status
             && status != response.status
         {
-            self.add(
-                &format!("{path}.status"),
-                &status.to_string(),
-                &response.status.to_string(),
-            );
+            self.add(&format!("{path}.status"), &status.to_string(), &response.status.to_string());
         }
         self.fields(path, &expected.fields, &expected.absent_fields, &response.fields);
         self.body(path, expected.body.as_deref(), expected.json.as_ref(), &response.body);
@@ -232,20 +200,11 @@ impl Mismatches {
             if let Some(expected) = expected
                 && expected != got
             {
-                self.add(
-                    &format!("upstream.{name}"),
-                    &quoted(expected.as_bytes()),
-                    &quoted(got.as_bytes()),
-                );
+                self.add(&format!("upstream.{name}"), &quoted(expected.as_bytes()), &quoted(got.as_bytes()));
             }
         }
         self.fields("upstream", &expected.fields, &expected.absent_fields, &request.fields);
-        self.body(
-            "upstream",
-            expected.body.as_deref(),
-            expected.json.as_ref(),
-            &request.body,
-        );
+        self.body("upstream", expected.body.as_deref(), expected.json.as_ref(), &request.body);
         if !request.complete {
             self.add("upstream", "a complete request", "one that was cut off");
         }
@@ -275,21 +234,13 @@ impl Mismatches {
                 ),
             };
             if !holds {
-                self.add(
-                    &format!("{path}.fields.{name}"),
-                    &wanted,
-                    &all_quoted(lines.into_iter()),
-                );
+                self.add(&format!("{path}.fields.{name}"), &wanted, &all_quoted(lines.into_iter()));
             }
         }
         for name in absent {
             let lines: Vec<&[u8]> = fields.get_all(name).collect();
             if !lines.is_empty() {
-                self.add(
-                    &format!("{path}.absent_fields"),
-                    &format!("no `{name}`"),
-                    &all_quoted(lines.into_iter()),
-                );
+                self.add(&format!("{path}.absent_fields"), &format!("no `{name}`"), &all_quoted(lines.into_iter()));
             }
         }
     }
@@ -364,12 +315,8 @@ pub fn describe(observed: &Observed) -> String {
     let mut text = String::new();
     match &observed.response {
         Some(response) => {
-            let _ = writeln!(
-                text,
-                "response: {}{}",
-                response.status,
-                if response.complete { "" } else { " (cut off)" }
-            );
+            let _ =
+                writeln!(text, "response: {}{}", response.status, if response.complete { "" } else { " (cut off)" });
             describe_message(&mut text, &response.fields, &response.body);
         }
         None => text.push_str("response: none, the connection was closed\n"),
@@ -429,9 +376,7 @@ mod tests {
         Observed {
             response: Some(ObservedResponse {
                 status: 401,
-                fields: [("www-authenticate", "Bearer"), ("vary", "a"), ("vary", "b")]
-                    .into_iter()
-                    .collect(),
+                fields: [("www-authenticate", "Bearer"), ("vary", "a"), ("vary", "b")].into_iter().collect(),
                 body: br#"{"reason":"expired","status":401}"#.to_vec(),
                 trailers: FieldLines::new(),
                 complete: true,
@@ -444,11 +389,7 @@ mod tests {
 
     fn passed() -> Observed {
         Observed {
-            response: Some(ObservedResponse {
-                status: 200,
-                complete: true,
-                ..ObservedResponse::default()
-            }),
+            response: Some(ObservedResponse { status: 200, complete: true, ..ObservedResponse::default() }),
             upstream: vec![ObservedRequest {
                 method: "GET".into(),
                 path: "/a".into(),
@@ -467,24 +408,14 @@ mod tests {
     }
 
     fn response(response: ResponseExpectation, local: bool) -> Expectation {
-        Expectation {
-            response: Some(response),
-            local,
-            ..Expectation::default()
-        }
+        Expectation { response: Some(response), local, ..Expectation::default() }
     }
 
     #[test]
     fn accepts_what_is_expected() {
         let fields = [
-            (
-                "www-authenticate".to_owned(),
-                FieldExpectation::Lines(vec![b"Bearer".to_vec()]),
-            ),
-            (
-                "vary".to_owned(),
-                FieldExpectation::Lines(vec![b"a".to_vec(), b"b".to_vec()]),
-            ),
+            ("www-authenticate".to_owned(), FieldExpectation::Lines(vec![b"Bearer".to_vec()])),
+            ("vary".to_owned(), FieldExpectation::Lines(vec![b"a".to_vec(), b"b".to_vec()])),
         ];
         let mut expectation = response(
             ResponseExpectation {
@@ -503,10 +434,7 @@ mod tests {
     #[test]
     fn names_every_difference_in_the_words_of_the_file() {
         let fields = [
-            (
-                "www-authenticate".to_owned(),
-                FieldExpectation::Contains("error".into()),
-            ),
+            ("www-authenticate".to_owned(), FieldExpectation::Contains("error".into())),
             ("vary".to_owned(), FieldExpectation::StartsWith("a".into())),
         ];
         let mut expectation = response(
@@ -560,44 +488,24 @@ mod tests {
             fields: [("x-sub".to_owned(), FieldExpectation::Lines(vec![b"bob".to_vec()]))].into(),
             ..RequestExpectation::default()
         };
-        let expectation = Expectation {
-            upstream: Some(UpstreamExpectation::Request(request)),
-            ..Expectation::default()
-        };
+        let expectation =
+            Expectation { upstream: Some(UpstreamExpectation::Request(request)), ..Expectation::default() };
         check(
             &expectation,
             &passed(),
-            &[
-                r#"upstream.path: expected "/b", got "/a""#,
-                r#"upstream.fields.x-sub: expected "bob", got "alice""#,
-            ],
+            &[r#"upstream.path: expected "/b", got "/a""#, r#"upstream.fields.x-sub: expected "bob", got "alice""#],
         );
-        check(
-            &expectation,
-            &denied(),
-            &["upstream: expected called once, got not called"],
-        );
+        check(&expectation, &denied(), &["upstream: expected called once, got not called"]);
         let mut twice = passed();
         twice.upstream.push(twice.upstream[0].clone());
-        check(
-            &expectation,
-            &twice,
-            &["upstream: expected called once, got called 2 times"],
-        );
+        check(&expectation, &twice, &["upstream: expected called once, got called 2 times"]);
     }
 
     #[test]
     fn tells_a_closed_connection_from_a_response() {
-        let closed = Expectation {
-            closed: true,
-            ..Expectation::default()
-        };
+        let closed = Expectation { closed: true, ..Expectation::default() };
         check(&closed, &Observed::default(), &[]);
-        check(
-            &closed,
-            &passed(),
-            &["closed: expected a connection closed without a response, got status 200"],
-        );
+        check(&closed, &passed(), &["closed: expected a connection closed without a response, got status 200"]);
         check(
             &response(ResponseExpectation::default(), false),
             &Observed::default(),

@@ -70,10 +70,7 @@ enum Kind {
 /// No part of a key is printed, not even of a test key.
 impl std::fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SigningKey")
-            .field("kind", &self.kind_name())
-            .field("kid", &self.kid)
-            .finish()
+        f.debug_struct("SigningKey").field("kind", &self.kind_name()).field("kid", &self.kid).finish()
     }
 }
 
@@ -109,21 +106,10 @@ impl SigningKey {
             (Some(key), 0) => SigningKey::from_jwk(key),
             (Some(_), more) => Err(KeyError::AmbiguousKid(more + 1, kid.to_owned())),
             (None, _) => {
-                let present: Vec<String> = set
-                    .keys
-                    .iter()
-                    .filter_map(|key| key.kid.as_ref())
-                    .map(|kid| format!("`{kid}`"))
-                    .collect();
-                let present = if present.is_empty() {
-                    "none".to_owned()
-                } else {
-                    present.join(", ")
-                };
-                Err(KeyError::UnknownKid {
-                    kid: kid.to_owned(),
-                    present,
-                })
+                let present: Vec<String> =
+                    set.keys.iter().filter_map(|key| key.kid.as_ref()).map(|kid| format!("`{kid}`")).collect();
+                let present = if present.is_empty() { "none".to_owned() } else { present.join(", ") };
+                Err(KeyError::UnknownKid { kid: kid.to_owned(), present })
             }
         }
     }
@@ -136,10 +122,7 @@ impl SigningKey {
 
     /// A shared secret, for HMAC.
     pub fn from_secret(secret: impl Into<Vec<u8>>) -> SigningKey {
-        SigningKey {
-            kind: Kind::Secret(secret.into()),
-            kid: None,
-        }
+        SigningKey { kind: Kind::Secret(secret.into()), kid: None }
     }
 
     /// A new P-256 key that exists only in this process.
@@ -149,10 +132,7 @@ impl SigningKey {
         let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).map_err(refused)?;
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random)
             .map_err(|error| KeyError::Refused(error.to_string()))?;
-        Ok(SigningKey {
-            kind: Kind::P256(pair),
-            kid: Some(kid.into()),
-        })
+        Ok(SigningKey { kind: Kind::P256(pair), kid: Some(kid.into()) })
     }
 
     fn from_jwk(jwk: &Jwk) -> Result<SigningKey, KeyError> {
@@ -175,11 +155,8 @@ impl SigningKey {
                 Kind::Rsa(Box::new(RsaKeyPair::from_components(&components).map_err(refused)?))
             }
             ("EC", Some(curve @ ("P-256" | "P-384"))) => {
-                let algorithm = if curve == "P-256" {
-                    &ECDSA_P256_SHA256_FIXED_SIGNING
-                } else {
-                    &ECDSA_P384_SHA384_FIXED_SIGNING
-                };
+                let algorithm =
+                    if curve == "P-256" { &ECDSA_P256_SHA256_FIXED_SIGNING } else { &ECDSA_P384_SHA384_FIXED_SIGNING };
                 // The uncompressed point of SEC 1, section 2.3.3.
                 let mut point = vec![4];
                 point.extend(member("x", jwk.x.as_ref())?);
@@ -187,11 +164,7 @@ impl SigningKey {
                 let scalar = member("d", jwk.d.as_ref())?;
                 let pair = EcdsaKeyPair::from_private_key_and_public_key(algorithm, &scalar, &point, &random)
                     .map_err(refused)?;
-                if curve == "P-256" {
-                    Kind::P256(pair)
-                } else {
-                    Kind::P384(pair)
-                }
+                if curve == "P-256" { Kind::P256(pair) } else { Kind::P384(pair) }
             }
             ("OKP", Some("Ed25519")) => {
                 let (seed, public) = (member("d", jwk.d.as_ref())?, member("x", jwk.x.as_ref())?);
@@ -199,16 +172,10 @@ impl SigningKey {
             }
             ("oct", _) => Kind::Secret(member("k", jwk.k.as_ref())?),
             (kty, crv) => {
-                return Err(KeyError::Unsupported(
-                    kty.to_owned(),
-                    crv.unwrap_or_default().to_owned(),
-                ));
+                return Err(KeyError::Unsupported(kty.to_owned(), crv.unwrap_or_default().to_owned()));
             }
         };
-        Ok(SigningKey {
-            kind,
-            kid: jwk.kid.clone(),
-        })
+        Ok(SigningKey { kind, kid: jwk.kid.clone() })
     }
 
     /// The key's name, if it has one.
@@ -243,8 +210,7 @@ impl SigningKey {
                     _ => return Err(mismatch()),
                 };
                 let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(encoding, &random, message, &mut signature)
-                    .map_err(unspecified)?;
+                pair.sign(encoding, &random, message, &mut signature).map_err(unspecified)?;
                 Ok(signature)
             }
             Kind::P256(pair) if algorithm == "ES256" => ecdsa(pair, &random, message),
@@ -259,9 +225,7 @@ impl SigningKey {
                     "HS512" => hmac::HMAC_SHA512,
                     _ => return Err(mismatch()),
                 };
-                Ok(hmac::sign(&hmac::Key::new(algorithm, secret), message)
-                    .as_ref()
-                    .to_vec())
+                Ok(hmac::sign(&hmac::Key::new(algorithm, secret), message).as_ref().to_vec())
             }
             _ => Err(mismatch()),
         }
@@ -277,11 +241,7 @@ impl SigningKey {
             Kind::P256(pair) | Kind::P384(pair) => {
                 let (_, coordinates) = pair.public_key().as_ref().split_first()?;
                 let (x, y) = coordinates.split_at(coordinates.len() / 2);
-                let curve = if matches!(self.kind, Kind::P256(_)) {
-                    "P-256"
-                } else {
-                    "P-384"
-                };
+                let curve = if matches!(self.kind, Kind::P256(_)) { "P-256" } else { "P-384" };
                 json!({ "kty": "EC", "crv": curve, "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y) })
             }
             Kind::Ed25519(pair) => {
@@ -300,10 +260,7 @@ impl SigningKey {
     pub fn public_pem(&self) -> Option<String> {
         let spki = match &self.kind {
             Kind::Rsa(pair) => {
-                let key = der(
-                    0x30,
-                    &[&RSA_ENCRYPTION[..], &bit_string(pair.public_key().as_ref())].concat(),
-                );
+                let key = der(0x30, &[&RSA_ENCRYPTION[..], &bit_string(pair.public_key().as_ref())].concat());
                 return Some(pem(&key));
             }
             Kind::P256(pair) => [&EC_P256[..], &bit_string(pair.public_key().as_ref())].concat(),
@@ -332,22 +289,18 @@ fn ecdsa(pair: &EcdsaKeyPair, random: &dyn rand::SecureRandom, message: &[u8]) -
 }
 
 fn member(name: &'static str, value: Option<&String>) -> Result<Vec<u8>, KeyError> {
-    value
-        .and_then(|value| URL_SAFE_NO_PAD.decode(value).ok())
-        .ok_or(KeyError::Member(name))
+    value.and_then(|value| URL_SAFE_NO_PAD.decode(value).ok()).ok_or(KeyError::Member(name))
 }
 
 // `AlgorithmIdentifier`s in DER (RFC 3279, section 2.3; RFC 5480, section 2.1; RFC 8410, section 3).
-const RSA_ENCRYPTION: [u8; 15] = [
-    0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
-];
+const RSA_ENCRYPTION: [u8; 15] =
+    [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
 const EC_P256: [u8; 21] = [
     0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03,
     0x01, 0x07,
 ];
-const EC_P384: [u8; 18] = [
-    0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22,
-];
+const EC_P384: [u8; 18] =
+    [0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
 const ED25519: [u8; 7] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
 
 fn bit_string(bytes: &[u8]) -> Vec<u8> {
@@ -392,9 +345,7 @@ mod tests {
         let set = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a",
             "d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
         let key = SigningKey::from_jwk_set(set, "a").unwrap();
-        let signature = key
-            .sign("EdDSA", b"eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc")
-            .unwrap();
+        let signature = key.sign("EdDSA", b"eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc").unwrap();
         assert_eq!(
             URL_SAFE_NO_PAD.encode(signature),
             "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg"
@@ -420,9 +371,7 @@ mod tests {
             point.extend(URL_SAFE_NO_PAD.decode(public[name].as_str().unwrap()).unwrap());
         }
         let signature = key.sign("ES256", b"message").unwrap();
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
-            .verify(b"message", &signature)
-            .unwrap();
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(b"message", &signature).unwrap();
         assert_eq!(public["kid"], "k1");
     }
 
@@ -431,21 +380,13 @@ mod tests {
         let check = |set: &str, kid: &str, expected: &str| {
             assert_eq!(SigningKey::from_jwk_set(set, kid).unwrap_err().to_string(), expected);
         };
-        check(
-            r#"{"keys":[{"kty":"oct","kid":"a","k":"AA"}]}"#,
-            "b",
-            "no key has the kid `b`; there are `a`",
-        );
+        check(r#"{"keys":[{"kty":"oct","kid":"a","k":"AA"}]}"#, "b", "no key has the kid `b`; there are `a`");
         check(
             r#"{"keys":[{"kty":"oct","kid":"a","k":"AA"},{"kty":"oct","kid":"a","k":"AQ"}]}"#,
             "a",
             "2 keys have the kid `a`",
         );
-        check(
-            r#"{"keys":[{"kty":"oct","kid":"a"}]}"#,
-            "a",
-            "the key's member `k` is missing or not base64url",
-        );
+        check(r#"{"keys":[{"kty":"oct","kid":"a"}]}"#, "a", "the key's member `k` is missing or not base64url");
         check(
             r#"{"keys":[{"kty":"EC","crv":"P-521","kid":"a"}]}"#,
             "a",

@@ -19,18 +19,12 @@ impl FieldLines {
 
     /// The first value of `name`.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0
-            .iter()
-            .find(|(line, _)| line.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_slice())
+        self.0.iter().find(|(line, _)| line.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_slice())
     }
 
     /// All values of `name`.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.0
-            .iter()
-            .filter(move |(line, _)| line.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_slice())
+        self.0.iter().filter(move |(line, _)| line.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_slice())
     }
 
     /// Lines in order.
@@ -130,19 +124,12 @@ impl Observed {
 
     /// The first value of a response field, as text; `None` if it is absent or not UTF-8.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.response
-            .as_ref()?
-            .fields
-            .get(name)
-            .and_then(|value| std::str::from_utf8(value).ok())
+        self.response.as_ref()?.fields.get(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// The response body as JSON; `Null` if it is none.
     pub fn json(&self) -> serde_json::Value {
-        self.response
-            .as_ref()
-            .and_then(|response| serde_json::from_slice(&response.body).ok())
-            .unwrap_or_default()
+        self.response.as_ref().and_then(|response| serde_json::from_slice(&response.body).ok()).unwrap_or_default()
     }
 
     /// Whether anything reached the upstream.

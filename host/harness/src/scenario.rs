@@ -133,12 +133,7 @@ pub struct ResponsePlan {
 
 impl Default for ResponsePlan {
     fn default() -> ResponsePlan {
-        ResponsePlan {
-            status: 200,
-            fields: FieldLines::new(),
-            body: vec![b"ok".to_vec()],
-            trailers: FieldLines::new(),
-        }
+        ResponsePlan { status: 200, fields: FieldLines::new(), body: vec![b"ok".to_vec()], trailers: FieldLines::new() }
     }
 }
 
@@ -400,26 +395,16 @@ impl<'de> Deserialize<'de> for FieldExpectDocument {
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 use base64::Engine as _;
                 match Form::deserialize(MapAccessDeserializer::new(map))? {
-                    Form {
-                        contains: Some(text),
-                        starts_with: None,
-                        base64: None,
-                    } => Ok(FieldExpectDocument::Contains(text)),
-                    Form {
-                        contains: None,
-                        starts_with: Some(text),
-                        base64: None,
-                    } => Ok(FieldExpectDocument::StartsWith(text)),
-                    Form {
-                        contains: None,
-                        starts_with: None,
-                        base64: Some(text),
-                    } => {
-                        let bytes = base64::engine::general_purpose::STANDARD
-                            .decode(text)
-                            .map_err(|error| {
-                                serde::de::Error::custom(format!("`base64` does not hold base64: {error}"))
-                            })?;
+                    Form { contains: Some(text), starts_with: None, base64: None } => {
+                        Ok(FieldExpectDocument::Contains(text))
+                    }
+                    Form { contains: None, starts_with: Some(text), base64: None } => {
+                        Ok(FieldExpectDocument::StartsWith(text))
+                    }
+                    Form { contains: None, starts_with: None, base64: Some(text) } => {
+                        let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| {
+                            serde::de::Error::custom(format!("`base64` does not hold base64: {error}"))
+                        })?;
                         Ok(FieldExpectDocument::Lines(vec![Content::Bytes(bytes)]))
                     }
                     _ => Err(serde::de::Error::custom(
@@ -460,10 +445,8 @@ impl Scenario {
         let hosts = match &document.hosts {
             None => Host::ALL.to_vec(),
             Some(hosts) if hosts.is_empty() => {
-                return Err(
-                    fail("hosts", "the list is empty, so the scenario would never run".into())
-                        .hint("leave it out to run on `harness`, `host` and `envoy`"),
-                );
+                return Err(fail("hosts", "the list is empty, so the scenario would never run".into())
+                    .hint("leave it out to run on `harness`, `host` and `envoy`"));
             }
             Some(hosts) => hosts.clone(),
         };
@@ -484,10 +467,7 @@ impl Scenario {
             name: document.name.trim().to_owned(),
             file: file.to_owned(),
             filter: filter_of(file),
-            wasm: document
-                .wasm
-                .as_ref()
-                .map(|wasm| file.parent().unwrap_or(Path::new("")).join(wasm)),
+            wasm: document.wasm.as_ref().map(|wasm| file.parent().unwrap_or(Path::new("")).join(wasm)),
             configuration,
             hosts,
             now: document.now,
@@ -500,13 +480,15 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// Whether it sends more than one request.
+    pub fn has_several_steps(&self) -> bool {
+        self.document.steps.as_ref().is_some_and(|steps| steps.len() > 1)
+    }
+
     /// The steps with tokens minted and times filled in; `now` is in seconds since 1970.
     pub fn plan(&self, now: u64) -> Result<Vec<Step>, FileError> {
         let tokens = mint(&self.document.tokens, &self.file, now)?;
-        let planner = Planner {
-            file: &self.file,
-            values: Values { now, tokens },
-        };
+        let planner = Planner { file: &self.file, values: Values { now, tokens } };
         if self.refused.is_some() {
             return Ok(Vec::new());
         }
@@ -551,32 +533,23 @@ impl Scenario {
             (Some(_), _, _) => Err(planner
                 .fail("steps", "there is a request outside the steps as well")
                 .hint("move `request`, `upstream_response` and `expect` into a step")),
-            (None, None, _) => Err(planner
-                .fail("", "`request` is missing")
-                .hint("give `request` and `expect`, or `steps`")),
-            (None, Some(_), None) => Err(planner
-                .fail("", "`expect` is missing")
-                .hint("say what must come of the request")),
+            (None, None, _) => {
+                Err(planner.fail("", "`request` is missing").hint("give `request` and `expect`, or `steps`"))
+            }
+            (None, Some(_), None) => {
+                Err(planner.fail("", "`expect` is missing").hint("say what must come of the request"))
+            }
         }
     }
 }
 
 /// The texts of `configuration_refused`, after checking that nothing else is asked of such a scenario.
 fn refusal(document: &Document, file: &Path) -> Result<Option<Vec<String>>, FileError> {
-    if document
-        .steps
-        .iter()
-        .flatten()
-        .any(|step| step.expect.configuration_refused.is_some())
-    {
+    if document.steps.iter().flatten().any(|step| step.expect.configuration_refused.is_some()) {
         return Err(FileError::at(file, "steps", "a refused configuration has no steps")
             .hint("put `configuration_refused` into a top-level `expect`"));
     }
-    let Some(texts) = document
-        .expect
-        .as_ref()
-        .and_then(|expect| expect.configuration_refused.as_ref())
-    else {
+    let Some(texts) = document.expect.as_ref().and_then(|expect| expect.configuration_refused.as_ref()) else {
         return Ok(None);
     };
     let expect = document.expect.as_ref();
@@ -590,12 +563,8 @@ fn refusal(document: &Document, file: &Path) -> Result<Option<Vec<String>>, File
                 || !expect.counters.is_empty()
         });
     if asks_more {
-        return Err(FileError::at(
-            file,
-            "expect.configuration_refused",
-            "a refused configuration serves no request",
-        )
-        .hint("leave out everything else that is expected, and `request`"));
+        return Err(FileError::at(file, "expect.configuration_refused", "a refused configuration serves no request")
+            .hint("leave out everything else that is expected, and `request`"));
     }
     if texts.is_empty() {
         return Err(FileError::at(file, "expect.configuration_refused", "the list is empty")
@@ -613,13 +582,10 @@ fn filter_of(file: &Path) -> String {
         .or_else(|| file.parent());
     folder
         .and_then(|folder| {
-            folder
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .or_else(|| {
-                    let folder = folder.canonicalize().ok()?;
-                    folder.file_name().map(|name| name.to_string_lossy().into_owned())
-                })
+            folder.file_name().map(|name| name.to_string_lossy().into_owned()).or_else(|| {
+                let folder = folder.canonicalize().ok()?;
+                folder.file_name().map(|name| name.to_string_lossy().into_owned())
+            })
         })
         .unwrap_or_default()
 }
@@ -658,9 +624,9 @@ impl Planner<'_> {
         chunks: Option<&Vec<Content>>,
     ) -> Result<Option<Vec<Vec<u8>>>, FileError> {
         match (whole, chunks) {
-            (Some(_), Some(_)) => Err(self
-                .fail(path, "both `body` and `body_chunks` are given")
-                .hint("keep one of them")),
+            (Some(_), Some(_)) => {
+                Err(self.fail(path, "both `body` and `body_chunks` are given").hint("keep one of them"))
+            }
             (Some(body), None) => {
                 let body = body.resolve(&self.values, self.file, &format!("{path}.body"))?;
                 Ok(Some(if body.is_empty() { Vec::new() } else { vec![body] }))
@@ -671,9 +637,7 @@ impl Planner<'_> {
                     let path = format!("{path}.body_chunks[{index}]");
                     let chunk = chunk.resolve(&self.values, self.file, &path)?;
                     if chunk.is_empty() {
-                        return Err(self
-                            .fail(&path, "a chunk cannot be empty")
-                            .hint("an empty chunk ends a body"));
+                        return Err(self.fail(&path, "a chunk cannot be empty").hint("an empty chunk ends a body"));
                     }
                     body.push(chunk);
                 }
@@ -695,9 +659,7 @@ impl Planner<'_> {
                 .fail(&at("path"), "a request target cannot be empty or hold white space")
                 .hint("escape it, e.g. `%20`"));
         }
-        let body = self
-            .body(path, request.body.as_ref(), request.body_chunks.as_ref())?
-            .unwrap_or_default();
+        let body = self.body(path, request.body.as_ref(), request.body_chunks.as_ref())?.unwrap_or_default();
         let trailers = self.lines(&at("trailers"), &request.trailers)?;
         if !trailers.is_empty() && body.is_empty() {
             return Err(self.fail(&at("trailers"), "trailers follow a body, and there is none"));
@@ -717,10 +679,7 @@ impl Planner<'_> {
             return Ok(ResponsePlan::default());
         };
         if !(200..=599).contains(&response.status) {
-            return Err(self.fail(
-                &format!("{path}.status"),
-                format!("{} is not a final status", response.status),
-            ));
+            return Err(self.fail(&format!("{path}.status"), format!("{} is not a final status", response.status)));
         }
         let body = self.body(path, response.body.as_ref(), response.body_chunks.as_ref())?;
         let bodiless = matches!(response.status, 204 | 304);
@@ -868,9 +827,7 @@ impl Planner<'_> {
             return Ok(());
         }
         let known = nearest(name.trim_start_matches(':'), ["method", "path", "authority", "status"]);
-        let hint = known
-            .map(|name| format!("use the key `{name}` beside `fields`"))
-            .unwrap_or_default();
+        let hint = known.map(|name| format!("use the key `{name}` beside `fields`")).unwrap_or_default();
         Err(self.fail(path, format!("`{name}` is not a field name")).hint(hint))
     }
 
@@ -879,9 +836,7 @@ impl Planner<'_> {
     }
 
     fn optional_content(&self, path: &str, content: Option<&Content>) -> Result<Option<Vec<u8>>, FileError> {
-        content
-            .map(|content| content.resolve(&self.values, self.file, path))
-            .transpose()
+        content.map(|content| content.resolve(&self.values, self.file, path)).transpose()
     }
 }
 
@@ -910,10 +865,7 @@ mod tests {
 
     fn check_error(text: &str, expected: &str) {
         let error = parse(text).unwrap_err().to_string();
-        assert_eq!(
-            error.strip_prefix("filters/demo/scenarios/a.yaml").unwrap_or(&error),
-            expected
-        );
+        assert_eq!(error.strip_prefix("filters/demo/scenarios/a.yaml").unwrap_or(&error), expected);
     }
 
     const WHOLE: &str = r#"
@@ -952,13 +904,7 @@ expect:
         assert_eq!(step.request.path, "/orders?at=1000");
         assert_eq!(step.request.authority, "api.example.com");
         assert_eq!(step.request.body, [b"a".to_vec(), b"bbb".to_vec()]);
-        assert!(
-            step.request
-                .fields
-                .get("authorization")
-                .unwrap()
-                .starts_with(b"Bearer eyJ")
-        );
+        assert!(step.request.fields.get("authorization").unwrap().starts_with(b"Bearer eyJ"));
         assert_eq!(step.request.fields.get("x-bytes"), Some(&[0xff][..]));
         assert_eq!(step.request.fields.get_all("x-twice").count(), 2);
         assert_eq!(step.upstream_response.status, 204);
@@ -1032,10 +978,7 @@ steps:
             ": now: only the harness can set its clock\n  \
              hint: add `hosts: [harness]`, or leave out `now` and `advance`",
         );
-        check_error(
-            "name: a\n",
-            ": `request` is missing\n  hint: give `request` and `expect`, or `steps`",
-        );
+        check_error("name: a\n", ": `request` is missing\n  hint: give `request` and `expect`, or `steps`");
         check_error(
             "name: a\nrequest: { path: / }\n",
             ": `expect` is missing\n  hint: say what must come of the request",

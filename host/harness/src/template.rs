@@ -93,45 +93,25 @@ mod tests {
     use super::*;
 
     fn values() -> Values {
-        Values {
-            now: 1000,
-            tokens: [("good".to_owned(), "h.p.s".to_owned())].into(),
-        }
+        Values { now: 1000, tokens: [("good".to_owned(), "h.p.s".to_owned())].into() }
     }
 
     #[test]
     fn fills_in_tokens_parts_and_times() {
         let check = |text: &str, expected: &str| assert_eq!(expand(text, &values()).unwrap(), expected);
         check("Bearer ${tokens.good}", "Bearer h.p.s");
-        check(
-            "${tokens.good.payload}.${ tokens.good.header }.${tokens.good.signature}",
-            "p.h.s",
-        );
-        check(
-            r#"{"exp":${now+5},"nbf":${now-5},"iat":${now}}"#,
-            r#"{"exp":1005,"nbf":995,"iat":1000}"#,
-        );
+        check("${tokens.good.payload}.${ tokens.good.header }.${tokens.good.signature}", "p.h.s");
+        check(r#"{"exp":${now+5},"nbf":${now-5},"iat":${now}}"#, r#"{"exp":1005,"nbf":995,"iat":1000}"#);
         check("a $${now} b $ {c} $", "a ${now} b $ {c} $");
     }
 
     #[test]
     fn says_what_it_does_not_know() {
         let check = |text: &str, problem: &str, hint: &str| {
-            assert_eq!(
-                expand(text, &values()).unwrap_err(),
-                (problem.to_owned(), hint.to_owned())
-            );
+            assert_eq!(expand(text, &values()).unwrap_err(), (problem.to_owned(), hint.to_owned()));
         };
-        check(
-            "${tokens.bad}",
-            "there is no token `bad`",
-            "tokens of this scenario: `good`",
-        );
-        check(
-            "${tokens.good.tail}",
-            "there is no token `good.tail`",
-            "tokens of this scenario: `good`",
-        );
+        check("${tokens.bad}", "there is no token `bad`", "tokens of this scenario: `good`");
+        check("${tokens.good.tail}", "there is no token `good.tail`", "tokens of this scenario: `good`");
         check("${now", "`${` has no closing `}`", "a plain `${` is written `$${`");
         check(
             "${later}",

@@ -67,10 +67,7 @@ pub(crate) fn mint(
     file: &Path,
     now: u64,
 ) -> Result<BTreeMap<String, String>, FileError> {
-    let mut values = Values {
-        now,
-        tokens: BTreeMap::new(),
-    };
+    let mut values = Values { now, tokens: BTreeMap::new() };
     for (name, recipe) in recipes.iter().filter(|(_, recipe)| recipe.raw.is_none()) {
         let token = recipe.sign(&format!("tokens.{name}"), file, &values)?;
         values.tokens.insert(name.clone(), token);
@@ -80,10 +77,8 @@ pub(crate) fn mint(
         if let Some(text) = &recipe.raw {
             let path = format!("tokens.{name}");
             if recipe.has_parts() {
-                return Err(
-                    FileError::at(file, path, "`raw` is the whole token, but there are other keys")
-                        .hint("leave out `raw`, or everything else"),
-                );
+                return Err(FileError::at(file, path, "`raw` is the whole token, but there are other keys")
+                    .hint("leave out `raw`, or everything else"));
             }
             let text = expand(text, &values)
                 .map_err(|(problem, hint)| FileError::at(file, format!("{path}.raw"), problem).hint(hint))?;
@@ -108,22 +103,8 @@ impl TokenRecipe {
     }
 
     fn sign(&self, path: &str, file: &Path, values: &Values) -> Result<String, FileError> {
-        let header = part(
-            self.header.as_ref(),
-            self.header_text.as_deref(),
-            "header",
-            path,
-            file,
-            values,
-        )?;
-        let claims = part(
-            self.claims.as_ref(),
-            self.claims_text.as_deref(),
-            "claims",
-            path,
-            file,
-            values,
-        )?;
+        let header = part(self.header.as_ref(), self.header_text.as_deref(), "header", path, file, values)?;
+        let claims = part(self.claims.as_ref(), self.claims_text.as_deref(), "claims", path, file, values)?;
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         if self.signature == Signature::None {
             return Ok(format!("{signed}."));
@@ -131,12 +112,7 @@ impl TokenRecipe {
         let algorithm = self
             .algorithm
             .as_deref()
-            .or_else(|| {
-                self.header
-                    .as_ref()
-                    .and_then(|header| header.get("alg"))
-                    .and_then(Value::as_str)
-            })
+            .or_else(|| self.header.as_ref().and_then(|header| header.get("alg")).and_then(Value::as_str))
             .ok_or_else(|| {
                 FileError::at(file, path, "nothing says which algorithm signs")
                     .hint("give `header.alg` or `algorithm`, or `signature: none`")
@@ -191,9 +167,10 @@ fn part(
         }
         (None, Some(text)) => expand(text, values)
             .map_err(|(problem, hint)| FileError::at(file, format!("{path}.{name}_text"), problem).hint(hint)),
-        (Some(_), Some(_)) => Err(
-            FileError::at(file, path, format!("both `{name}` and `{name}_text` are given")).hint("keep one of them"),
-        ),
+        (Some(_), Some(_)) => {
+            Err(FileError::at(file, path, format!("both `{name}` and `{name}_text` are given"))
+                .hint("keep one of them"))
+        }
         (None, None) => Err(FileError::at(file, path, format!("`{name}` is missing"))
             .hint(format!("give `{name}` or `{name}_text`, or the whole token as `raw`"))),
     }
@@ -281,10 +258,7 @@ junk: { raw: junk }
         let (good, tampered) = (tokens["good"].as_str(), tokens["tampered"].as_str());
         assert_ne!(good, tampered);
         assert_eq!(good.rsplit_once('.').unwrap().0, tampered.rsplit_once('.').unwrap().0);
-        assert_eq!(
-            parts(&tokens["twice"].clone())[..2],
-            [r#"{"alg":"HS256","alg":"none"}"#, r#"{"exp":1001}"#]
-        );
+        assert_eq!(parts(&tokens["twice"].clone())[..2], [r#"{"alg":"HS256","alg":"none"}"#, r#"{"exp":1001}"#]);
         assert_eq!(tokens["padded"], format!("{good}="));
         assert!(tokens["swapped"].starts_with(tokens["none"].split('.').next().unwrap()));
         assert_eq!(tokens["junk"], "junk");

@@ -99,41 +99,24 @@ pub(crate) fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, F
 fn explain(file: &Path, path: &str, error: &serde_saphyr::Error) -> FileError {
     use serde_saphyr::Error;
     let error = error.without_snippet();
-    let position = error
-        .location()
-        .map(|at| (at.line(), at.column()))
-        .filter(|(line, _)| *line > 0);
-    let path = if matches!(path, "." | "?") {
-        ""
-    } else {
-        path.trim_end_matches(".?")
-    };
+    let position = error.location().map(|at| (at.line(), at.column())).filter(|(line, _)| *line > 0);
+    let path = if matches!(path, "." | "?") { "" } else { path.trim_end_matches(".?") };
     let (path, problem, hint) = match error {
         Error::SerdeUnknownField { field, expected, .. } => {
             let parent = parent_of(path, field);
             (parent, format!("unknown key `{field}`"), known(field, expected))
         }
         Error::SerdeMissingField { field, .. } => (path.to_owned(), format!("`{field}` is missing"), String::new()),
-        Error::SerdeUnknownVariant { variant, expected, .. } => (
-            path.to_owned(),
-            format!("unknown value `{variant}`"),
-            known(variant, expected),
-        ),
-        Error::SerdeInvalidType {
-            unexpected, expected, ..
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            (path.to_owned(), format!("unknown value `{variant}`"), known(variant, expected))
         }
-        | Error::SerdeInvalidValue {
-            unexpected, expected, ..
-        } => (
-            path.to_owned(),
-            format!("found {unexpected}, expected {expected}"),
-            String::new(),
-        ),
-        Error::DuplicateMappingKey { key: Some(key), .. } => (
-            path.to_owned(),
-            format!("the key `{key}` is written twice"),
-            "keep one of them".to_owned(),
-        ),
+        Error::SerdeInvalidType { unexpected, expected, .. }
+        | Error::SerdeInvalidValue { unexpected, expected, .. } => {
+            (path.to_owned(), format!("found {unexpected}, expected {expected}"), String::new())
+        }
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            (path.to_owned(), format!("the key `{key}` is written twice"), "keep one of them".to_owned())
+        }
         Error::Message { msg, .. } => match msg.split_once("\nhint: ") {
             Some((problem, hint)) => (path.to_owned(), problem.to_owned(), hint.to_owned()),
             None => (path.to_owned(), msg.clone(), String::new()),
@@ -141,11 +124,7 @@ fn explain(file: &Path, path: &str, error: &serde_saphyr::Error) -> FileError {
         other => {
             let text = other.to_string();
             let text = text.lines().next().unwrap_or_default();
-            let problem = text
-                .split(" at line ")
-                .next()
-                .unwrap_or(text)
-                .trim_start_matches("error: ");
+            let problem = text.split(" at line ").next().unwrap_or(text).trim_start_matches("error: ");
             let problem = match problem {
                 "invalid u16" | "invalid u32" | "invalid u64" | "invalid usize" => "a whole number is expected here",
                 other => other,
@@ -153,29 +132,17 @@ fn explain(file: &Path, path: &str, error: &serde_saphyr::Error) -> FileError {
             (path.to_owned(), problem.to_owned(), String::new())
         }
     };
-    FileError {
-        file: file.to_owned(),
-        position,
-        path,
-        problem,
-        hint,
-    }
+    FileError { file: file.to_owned(), position, path, problem, hint }
 }
 
 /// An unknown key is reported at the mapping that holds it.
 fn parent_of(path: &str, field: &str) -> String {
-    path.strip_suffix(field)
-        .map_or(path, |parent| parent.trim_end_matches('.'))
-        .to_owned()
+    path.strip_suffix(field).map_or(path, |parent| parent.trim_end_matches('.')).to_owned()
 }
 
 /// The nearest of the names that would have been right, and all of them.
 fn known(written: &str, expected: &[&str]) -> String {
-    let all = expected
-        .iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let all = expected.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match nearest(written, expected.iter().copied()) {
         Some(name) => format!("did you mean `{name}`? known here: {all}"),
         None => format!("known here: {all}"),
@@ -254,10 +221,7 @@ mod tests {
 
     #[test]
     fn names_the_missing_key_and_the_wrong_type() {
-        check(
-            "request: { status: 200 }\n",
-            "a.yaml:1:12: request: `method` is missing",
-        );
+        check("request: { status: 200 }\n", "a.yaml:1:12: request: `method` is missing");
         check(
             "request: { method: GET, status: many }\n",
             "a.yaml:1:33: request.status: a whole number is expected here",
@@ -270,10 +234,7 @@ mod tests {
             "request:\n  method: GET\n status: 5\n",
             "a.yaml:3:2: while parsing a block mapping, did not find expected key",
         );
-        check(
-            "request:\n\tmethod: GET\n",
-            "a.yaml:2:2: tabs disallowed within this context (block indentation)",
-        );
+        check("request:\n\tmethod: GET\n", "a.yaml:2:2: tabs disallowed within this context (block indentation)");
         let error = parse::<Outer>(Path::new("a.yaml"), "request: { method: 'GET }\n").unwrap_err();
         assert_eq!(error.position.map(|(line, _)| line), Some(1), "{error}");
     }
