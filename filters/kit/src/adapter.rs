@@ -25,17 +25,6 @@ use crate::time::UnixTime;
 
 use self::hostcalls::Refused;
 
-/// Makes a Proxy-Wasm module of a crate: `portcullis_kit::export!(JwtAuth);` is all its glue.
-#[macro_export]
-macro_rules! export {
-    ($filter:ty) => {
-        #[cfg(target_arch = "wasm32")]
-        $crate::adapter::proxy_wasm::main! {{
-            $crate::adapter::start::<$filter>();
-        }}
-    };
-}
-
 /// Called once, when the proxy has loaded the module.
 pub fn start<F: Filter>() {
     // Also makes a panic, which no request should bring about, say where it happened.
@@ -63,10 +52,7 @@ impl<F: Filter> RootContext for Root<F> {
         let text = hostcalls::plugin_configuration().unwrap_or_default();
         match Guard::from_json(&text) {
             Ok(guard) => {
-                self.configured = Some(Rc::new(Configured {
-                    guard,
-                    counters: RefCell::default(),
-                }));
+                self.configured = Some(Rc::new(Configured { guard, counters: RefCell::default() }));
                 true
             }
             Err(errors) => {
@@ -79,9 +65,7 @@ impl<F: Filter> RootContext for Root<F> {
     }
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream {
-            configured: self.configured.clone(),
-        }))
+        Some(Box::new(Stream { configured: self.configured.clone() }))
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -99,18 +83,14 @@ impl<F: Filter> Context for Stream<F> {}
 impl<F: Filter> HttpContext for Stream<F> {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let Some(configured) = &self.configured else {
-            let denial = Denial::InternalError {
-                finding: "the filter has no configuration",
-            };
+            let denial = Denial::InternalError { finding: "the filter has no configuration" };
             log(LogLevel::Error, &format!("{}: denied: {}", F::NAME, denial.finding()));
             return respond(&denial.response(F::NAME, None));
         };
         // An unreadable head is no pairs, not an empty head: `Guard` denies it.
         let map = hostcalls::request_field_lines().ok();
         let lines = map.as_deref().and_then(parse_pairs);
-        let now = hostcalls::current_time_nanoseconds()
-            .ok()
-            .map(UnixTime::from_nanoseconds);
+        let now = hostcalls::current_time_nanoseconds().ok().map(UnixTime::from_nanoseconds);
         let outcome = configured.guard.on_request_headers(lines.as_deref(), &Proxy, now);
         configured.carry_out(outcome)
     }
@@ -118,13 +98,7 @@ impl<F: Filter> HttpContext for Stream<F> {
 
 impl<F: Filter> Configured<F> {
     fn carry_out(&self, outcome: Outcome<'_>) -> Action {
-        let Outcome {
-            response,
-            field_edits,
-            properties,
-            counter,
-            log: line,
-        } = outcome;
+        let Outcome { response, field_edits, properties, counter, log: line } = outcome;
         if let Some(counter) = counter {
             self.count(counter);
         }
@@ -138,14 +112,10 @@ impl<F: Filter> Configured<F> {
             FieldEdit::Remove(name) => hostcalls::remove_request_field(name),
             FieldEdit::Set(name, value) => hostcalls::set_request_field(name, value),
         });
-        let told = properties
-            .iter()
-            .try_for_each(|(name, value)| hostcalls::set_property(name, value));
+        let told = properties.iter().try_for_each(|(name, value)| hostcalls::set_property(name, value));
         if edited.and(told).is_err() {
             // The upstream would believe what a client wrote, or the next filter would not know the client.
-            let denial = Denial::InternalError {
-                finding: "the host refused to change the request",
-            };
+            let denial = Denial::InternalError { finding: "the host refused to change the request" };
             log(LogLevel::Error, &format!("{}: denied: {}", F::NAME, denial.finding()));
             return respond(&denial.response(F::NAME, None));
         }
@@ -153,14 +123,7 @@ impl<F: Filter> Configured<F> {
     }
 
     /// Counts. A host without metrics is no reason to deny.
-    fn count(
-        &self,
-        Counter {
-            rule_index,
-            rule,
-            event,
-        }: Counter<'_>,
-    ) {
+    fn count(&self, Counter { rule_index, rule, event }: Counter<'_>) {
         let mut counters = self.counters.borrow_mut();
         let id = counters
             .entry((rule_index, event))
@@ -173,11 +136,8 @@ impl<F: Filter> Configured<F> {
 
 /// Ends the request here. It stays paused even if the host takes no response: without one it must not go on.
 fn respond(response: &LocalResponse) -> Action {
-    let fields: Vec<FieldLine<'_>> = response
-        .fields
-        .iter()
-        .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
-        .collect();
+    let fields: Vec<FieldLine<'_>> =
+        response.fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
     let fields = serialise_pairs(&fields).unwrap_or_else(|| vec![0; 4]);
     let _ = hostcalls::send_local_response(response.status, &response.details, &response.body, &fields);
     Action::Pause

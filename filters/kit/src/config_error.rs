@@ -13,10 +13,7 @@ impl JsonPath {
     /// The member of this name in the object at this place.
     #[must_use]
     pub fn key(&self, name: &str) -> Self {
-        let plain = !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         Self(match (plain, self.0.is_empty()) {
             (true, true) => name.to_owned(),
             (true, false) => format!("{}.{name}", self.0),
@@ -68,29 +65,18 @@ pub struct ConfigErrors {
 impl ConfigErrors {
     /// No mistakes yet, in a configuration for `filter`.
     pub fn new(filter: &'static str) -> Self {
-        Self {
-            filter,
-            errors: Vec::new(),
-        }
+        Self { filter, errors: Vec::new() }
     }
 
     /// Notes a mistake that needs no hint because the problem says it all.
     pub fn push(&mut self, path: &JsonPath, problem: impl Into<String>) {
-        self.errors.push(ConfigError {
-            path: path.clone(),
-            problem: problem.into(),
-            hint: None,
-        });
+        self.errors.push(ConfigError { path: path.clone(), problem: problem.into(), hint: None });
     }
 
     /// Notes a mistake and how to put it right.
     pub fn push_with_hint(&mut self, path: &JsonPath, problem: impl Into<String>, hint: impl Into<String>) {
         let (problem, hint) = (problem.into(), Some(hint.into()));
-        self.errors.push(ConfigError {
-            path: path.clone(),
-            problem,
-            hint,
-        });
+        self.errors.push(ConfigError { path: path.clone(), problem, hint });
     }
 
     /// Whether there is nothing to complain about.
@@ -117,11 +103,7 @@ impl ConfigErrors {
                 let at = path.join(error.path());
                 let beside = if error.path().iter().count() == 1 { beside } else { &[] };
                 let (problem, hint) = explain(&error.inner().to_string(), beside);
-                self.errors.push(ConfigError {
-                    path: at,
-                    problem,
-                    hint,
-                });
+                self.errors.push(ConfigError { path: at, problem, hint });
                 None
             }
         }
@@ -146,28 +128,19 @@ impl std::error::Error for ConfigErrors {}
 
 /// Puts serde's message in our words. Serde quotes the value it found, and a value may be a secret: only its kind stays.
 fn explain(message: &str, beside: &[&str]) -> (String, Option<String>) {
-    for (prefix, what, beside) in [
-        ("unknown field `", "unknown key", beside),
-        ("unknown variant `", "unknown value", &[]),
-    ] {
+    for (prefix, what, beside) in
+        [("unknown field `", "unknown key", beside), ("unknown variant `", "unknown value", &[])]
+    {
         let Some(rest) = message.strip_prefix(prefix) else {
             continue;
         };
         let (name, list) = rest.split_once("`, ").unwrap_or((rest, ""));
         let (name, list) = rest.split_once("`, expected ").unwrap_or((name, list));
-        let known: Vec<&str> = list
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .chain(beside.iter().copied())
-            .collect();
+        let known: Vec<&str> = list.split('`').skip(1).step_by(2).chain(beside.iter().copied()).collect();
         return (format!("{what} `{name}`"), suggest(name, &known));
     }
     for prefix in ["invalid type: ", "invalid value: "] {
-        if let Some((found, expected)) = message
-            .strip_prefix(prefix)
-            .and_then(|rest| rest.rsplit_once(", expected "))
-        {
+        if let Some((found, expected)) = message.strip_prefix(prefix).and_then(|rest| rest.rsplit_once(", expected ")) {
             let kind = found.split(['`', '"']).next().unwrap_or_default().trim();
             return (format!("expected {expected}, found {kind}"), None);
         }
@@ -188,10 +161,7 @@ pub(crate) fn suggest(name: &str, known: &[&str]) -> Option<String> {
     match nearest {
         Some((_, candidate)) => Some(format!("did you mean `{candidate}`?")),
         None if known.is_empty() => None,
-        None => Some(format!(
-            "known here: {}",
-            known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
-        )),
+        None => Some(format!("known here: {}", known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", "))),
     }
 }
 
@@ -238,18 +208,9 @@ mod tests {
 
     #[test]
     fn errors_of_serde_are_told_in_our_words() {
-        check(
-            json!({"isuers": {}}),
-            "demo: isuers: unknown key `isuers`\n  hint: did you mean `issuers`?",
-        );
-        check(
-            json!({"rule": {}}),
-            "demo: rule: unknown key `rule`\n  hint: did you mean `rules`?",
-        );
-        check(
-            json!({"zebra": 1}),
-            "demo: zebra: unknown key `zebra`\n  hint: known here: `issuers`, `mode`, `rules`",
-        );
+        check(json!({"isuers": {}}), "demo: isuers: unknown key `isuers`\n  hint: did you mean `issuers`?");
+        check(json!({"rule": {}}), "demo: rule: unknown key `rule`\n  hint: did you mean `rules`?");
+        check(json!({"zebra": 1}), "demo: zebra: unknown key `zebra`\n  hint: known here: `issuers`, `mode`, `rules`");
         check(
             json!({"a`, b": 1}),
             "demo: [\"a`, b\"]: unknown key `a`, b`\n  hint: known here: `issuers`, `mode`, `rules`",
@@ -258,10 +219,7 @@ mod tests {
             json!({"issuers": {"a b": {"audience": "x"}}}),
             "demo: issuers[\"a b\"].audience: unknown key `audience`\n  hint: did you mean `audiences`?",
         );
-        check(
-            json!({"issuers": {"main": {}}}),
-            "demo: issuers.main: `audiences` is missing",
-        );
+        check(json!({"issuers": {"main": {}}}), "demo: issuers.main: `audiences` is missing");
         check(
             json!({"issuers": {"main": {"audiences": ["a", 7]}}}),
             "demo: issuers.main.audiences[1]: expected a string, found integer",

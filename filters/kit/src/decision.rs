@@ -145,55 +145,26 @@ impl Denial {
             Self::CredentialsMissing { challenge } => Row {
                 // No error code where no credentials were sent (RFC 6750, section 3.1).
                 www_authenticate: Some(challenge.field_value(None, None)),
-                ..row(
-                    "credentials_missing",
-                    401,
-                    "Credentials are needed.",
-                    "there are no credentials",
-                )
+                ..row("credentials_missing", 401, "Credentials are needed.", "there are no credentials")
             },
             Self::CredentialsRejected { finding, challenge } => Row {
                 www_authenticate: Some(challenge.field_value(Some("invalid_token"), None)),
-                ..row(
-                    "credentials_rejected",
-                    401,
-                    "The credentials are not accepted.",
-                    finding,
-                )
+                ..row("credentials_rejected", 401, "The credentials are not accepted.", finding)
             },
             Self::ScopeInsufficient { required, challenge } => Row {
                 www_authenticate: Some(challenge.field_value(Some("insufficient_scope"), Some(required))),
-                ..row(
-                    "scope_insufficient",
-                    403,
-                    "The credentials lack a scope.",
-                    "a required scope is missing",
-                )
+                ..row("scope_insufficient", 403, "The credentials lack a scope.", "a required scope is missing")
             },
             Self::NotPermitted { finding } => row("not_permitted", 403, "This is not permitted.", finding),
-            Self::LimitExceeded {
-                finding,
-                retry_after_seconds,
-            } => Row {
+            Self::LimitExceeded { finding, retry_after_seconds } => Row {
                 retry_after_seconds: Some(*retry_after_seconds),
                 ..row("limit_exceeded", 429, "A limit is exceeded.", finding)
             },
-            Self::DependencyUnavailable {
-                finding,
-                retry_after_seconds,
-            } => Row {
+            Self::DependencyUnavailable { finding, retry_after_seconds } => Row {
                 retry_after_seconds: Some(*retry_after_seconds),
-                ..row(
-                    "dependency_unavailable",
-                    503,
-                    "The request cannot be checked now.",
-                    finding,
-                )
+                ..row("dependency_unavailable", 503, "The request cannot be checked now.", finding)
             },
-            Self::Overloaded {
-                finding,
-                retry_after_seconds,
-            } => Row {
+            Self::Overloaded { finding, retry_after_seconds } => Row {
                 retry_after_seconds: Some(*retry_after_seconds),
                 ..row("overloaded", 503, "There are too many requests to check.", finding)
             },
@@ -203,21 +174,8 @@ impl Denial {
 
     /// The response to a request denied by `filter`.
     pub fn response(&self, filter: &str, request_id: Option<&str>) -> LocalResponse {
-        let Row {
-            reason,
-            status,
-            title,
-            finding: _,
-            www_authenticate,
-            retry_after_seconds,
-        } = self.row();
-        let problem = Problem {
-            kind: format!("urn:portcullis:problem:{reason}"),
-            title,
-            status,
-            reason,
-            request_id,
-        };
+        let Row { reason, status, title, finding: _, www_authenticate, retry_after_seconds } = self.row();
+        let problem = Problem { kind: format!("urn:portcullis:problem:{reason}"), title, status, reason, request_id };
         let mut fields = vec![
             ("content-type", "application/problem+json".to_owned()),
             // A cache must not keep one client's denial for another.
@@ -277,11 +235,7 @@ impl Challenge {
             .into_iter()
             .filter_map(|(name, value)| Some(format!("{name}=\"{}\"", value?)))
             .collect();
-        if parameters.is_empty() {
-            "Bearer".to_owned()
-        } else {
-            format!("Bearer {}", parameters.join(", "))
-        }
+        if parameters.is_empty() { "Bearer".to_owned() } else { format!("Bearer {}", parameters.join(", ")) }
     }
 }
 
@@ -292,14 +246,12 @@ mod tests {
     #[track_caller]
     fn check(denial: &Denial, status: u16, fields: &[(&'static str, &str)], body: &str) {
         let response = denial.response("jwt-auth", Some("r-1"));
-        let expected: Vec<(&str, String)> = [
-            ("content-type", "application/problem+json"),
-            ("cache-control", "no-store"),
-        ]
-        .iter()
-        .chain(fields)
-        .map(|(name, value)| (*name, (*value).to_owned()))
-        .collect();
+        let expected: Vec<(&str, String)> =
+            [("content-type", "application/problem+json"), ("cache-control", "no-store")]
+                .iter()
+                .chain(fields)
+                .map(|(name, value)| (*name, (*value).to_owned()))
+                .collect();
         assert_eq!((response.status, response.fields), (status, expected));
         assert_eq!(String::from_utf8(response.body).as_deref(), Ok(body));
         assert_eq!(response.details, format!("portcullis.jwt_auth.{}", denial.reason()));
@@ -313,19 +265,13 @@ mod tests {
     fn each_denial_has_its_response_and_no_response_tells_a_finding() {
         let finding = "SECRET";
         check(
-            &Denial::RequestMalformed {
-                finding,
-                challenge: None,
-            },
+            &Denial::RequestMalformed { finding, challenge: None },
             400,
             &[],
             r#"{"type":"urn:portcullis:problem:request_malformed","title":"The request is malformed.","status":400,"reason":"request_malformed","request_id":"r-1"}"#,
         );
         check(
-            &Denial::RequestMalformed {
-                finding,
-                challenge: Some(bearer()),
-            },
+            &Denial::RequestMalformed { finding, challenge: Some(bearer()) },
             400,
             &[("www-authenticate", r#"Bearer error="invalid_request""#)],
             r#"{"type":"urn:portcullis:problem:request_malformed","title":"The request is malformed.","status":400,"reason":"request_malformed","request_id":"r-1"}"#,
@@ -337,22 +283,14 @@ mod tests {
             r#"{"type":"urn:portcullis:problem:credentials_missing","title":"Credentials are needed.","status":401,"reason":"credentials_missing","request_id":"r-1"}"#,
         );
         check(
-            &Denial::CredentialsRejected {
-                finding,
-                challenge: bearer(),
-            },
+            &Denial::CredentialsRejected { finding, challenge: bearer() },
             401,
             &[("www-authenticate", r#"Bearer error="invalid_token""#)],
             r#"{"type":"urn:portcullis:problem:credentials_rejected","title":"The credentials are not accepted.","status":401,"reason":"credentials_rejected","request_id":"r-1"}"#,
         );
-        let challenge = Challenge::Bearer {
-            realm: Some("orders".into()),
-        };
+        let challenge = Challenge::Bearer { realm: Some("orders".into()) };
         check(
-            &Denial::ScopeInsufficient {
-                required: "orders:read orders:write".into(),
-                challenge,
-            },
+            &Denial::ScopeInsufficient { required: "orders:read orders:write".into(), challenge },
             403,
             &[(
                 "www-authenticate",
@@ -367,28 +305,19 @@ mod tests {
             r#"{"type":"urn:portcullis:problem:not_permitted","title":"This is not permitted.","status":403,"reason":"not_permitted","request_id":"r-1"}"#,
         );
         check(
-            &Denial::LimitExceeded {
-                finding,
-                retry_after_seconds: 7,
-            },
+            &Denial::LimitExceeded { finding, retry_after_seconds: 7 },
             429,
             &[("retry-after", "7")],
             r#"{"type":"urn:portcullis:problem:limit_exceeded","title":"A limit is exceeded.","status":429,"reason":"limit_exceeded","request_id":"r-1"}"#,
         );
         check(
-            &Denial::DependencyUnavailable {
-                finding,
-                retry_after_seconds: 5,
-            },
+            &Denial::DependencyUnavailable { finding, retry_after_seconds: 5 },
             503,
             &[("retry-after", "5")],
             r#"{"type":"urn:portcullis:problem:dependency_unavailable","title":"The request cannot be checked now.","status":503,"reason":"dependency_unavailable","request_id":"r-1"}"#,
         );
         check(
-            &Denial::Overloaded {
-                finding,
-                retry_after_seconds: 1,
-            },
+            &Denial::Overloaded { finding, retry_after_seconds: 1 },
             503,
             &[("retry-after", "1")],
             r#"{"type":"urn:portcullis:problem:overloaded","title":"There are too many requests to check.","status":503,"reason":"overloaded","request_id":"r-1"}"#,

@@ -89,11 +89,7 @@ impl<F: Filter> Guard<F> {
                 return None;
             }
             Err(_) if text.iter().all(u8::is_ascii_whitespace) => {
-                errors.push_with_hint(
-                    &root,
-                    "there is no configuration",
-                    "the filter does nothing unless told what",
-                );
+                errors.push_with_hint(&root, "there is no configuration", "the filter does nothing unless told what");
                 return None;
             }
             Err(error) => {
@@ -102,15 +98,10 @@ impl<F: Filter> Guard<F> {
             }
         };
         for path in duplicates {
-            errors.push_with_hint(
-                &path,
-                "this key stands here twice",
-                "remove one; readers differ in which they use",
-            );
+            errors.push_with_hint(&path, "this key stands here twice", "remove one; readers differ in which they use");
         }
-        let (envelope, settings): (Map<_, _>, Map<_, _>) = config
-            .into_iter()
-            .partition(|(key, _)| ENVELOPE_KEYS.contains(&key.as_str()));
+        let (envelope, settings): (Map<_, _>, Map<_, _>) =
+            config.into_iter().partition(|(key, _)| ENVELOPE_KEYS.contains(&key.as_str()));
         // Both parts are read before either failure ends this, so that one attempt tells as much as it can.
         let envelope: Option<Envelope<F::PolicyConfig>> = Envelope::read(envelope, errors);
         let settings: Option<F::Settings> = errors.deserialize(Value::Object(settings), &root, ENVELOPE_KEYS);
@@ -118,12 +109,7 @@ impl<F: Filter> Guard<F> {
         let envelope = envelope?;
         let (mode, failure_mode) = (envelope.mode, envelope.failure_mode);
         let rules = envelope.compile(errors, |config, at, errors| filter.compile_policy(config, at, errors))?;
-        Some(Self {
-            filter,
-            mode,
-            failure_mode,
-            rules,
-        })
+        Some(Self { filter, mode, failure_mode, rules })
     }
 
     /// Decides about the head of a request. `lines` or `now` are `None` if the host could not tell them: a check that
@@ -136,68 +122,37 @@ impl<F: Filter> Guard<F> {
     ) -> Outcome<'_> {
         let stripped = identity::strip(lines.unwrap_or_default(), self.filter.written_fields(), host);
         if self.mode == Mode::Off {
-            return Outcome {
-                field_edits: stripped,
-                ..Outcome::default()
-            };
+            return Outcome { field_edits: stripped, ..Outcome::default() };
         }
         let (rule_index, rule, decision) = match lines.map(|lines| Request::from_field_lines(lines.iter().copied())) {
-            None => self.before_rules(Denial::InternalError {
-                finding: "the host gave no readable request head",
-            }),
-            Some(Err(finding)) => self.before_rules(Denial::RequestMalformed {
-                finding,
-                challenge: None,
-            }),
+            None => self.before_rules(Denial::InternalError { finding: "the host gave no readable request head" }),
+            Some(Err(finding)) => self.before_rules(Denial::RequestMalformed { finding, challenge: None }),
             Some(Ok(request)) => {
-                let Selected {
-                    index,
-                    name,
-                    policy,
-                    oddity,
-                } = self.rules.select(&request, host);
+                let Selected { index, name, policy, oddity } = self.rules.select(&request, host);
                 let decision = match (oddity, now) {
-                    (Some(oddity), _) => Decision::Deny(Denial::RequestMalformed {
-                        finding: oddity.finding(),
-                        challenge: None,
-                    }),
-                    (None, None) => Decision::Deny(Denial::InternalError {
-                        finding: "the host does not tell the time",
-                    }),
+                    (Some(oddity), _) => {
+                        Decision::Deny(Denial::RequestMalformed { finding: oddity.finding(), challenge: None })
+                    }
+                    (None, None) => {
+                        Decision::Deny(Denial::InternalError { finding: "the host does not tell the time" })
+                    }
                     (None, Some(now)) => self.filter.on_request_headers(policy, &request, host, now),
                 };
                 (index, name, decision)
             }
         };
-        let count = |event| {
-            Some(Counter {
-                rule_index,
-                rule,
-                event,
-            })
-        };
+        let count = |event| Some(Counter { rule_index, rule, event });
         let request_id = request_id(lines.unwrap_or_default(), host);
         match decision {
             // What would have been written in `enforce` is not: the upstream sees what it saw before.
-            Decision::Continue(_) if self.mode == Mode::Shadow => Outcome {
-                field_edits: stripped,
-                counter: count(Event::Allowed),
-                ..Outcome::default()
-            },
-            Decision::Continue(Forward {
-                field_edits,
-                identity,
-                identity_fields,
-            }) => {
-                let fields = identity
-                    .iter()
-                    .filter(|_| identity_fields)
-                    .flat_map(identity::Identity::field_edits);
+            Decision::Continue(_) if self.mode == Mode::Shadow => {
+                Outcome { field_edits: stripped, counter: count(Event::Allowed), ..Outcome::default() }
+            }
+            Decision::Continue(Forward { field_edits, identity, identity_fields }) => {
+                let fields = identity.iter().filter(|_| identity_fields).flat_map(identity::Identity::field_edits);
                 Outcome {
                     field_edits: stripped.into_iter().chain(fields).chain(field_edits).collect(),
-                    properties: identity
-                        .map(|identity| identity.properties(host, identity_fields))
-                        .unwrap_or_default(),
+                    properties: identity.map(|identity| identity.properties(host, identity_fields)).unwrap_or_default(),
                     counter: count(Event::Allowed),
                     ..Outcome::default()
                 }
@@ -213,11 +168,8 @@ impl<F: Filter> Guard<F> {
                 };
                 let passes = matches!(event, Event::ShadowDenied(_) | Event::FailureAllowed(_));
                 let id = request_id.as_deref();
-                let mut message = format!(
-                    "{}: {verb}: rule={rule} reason={reason} finding=\"{}\"",
-                    F::NAME,
-                    denial.finding()
-                );
+                let mut message =
+                    format!("{}: {verb}: rule={rule} reason={reason} finding=\"{}\"", F::NAME, denial.finding());
                 if let Some(id) = id {
                     message.push_str(" request_id=");
                     message.push_str(id);
@@ -244,10 +196,7 @@ fn request_id(lines: &[FieldLine<'_>], host: &dyn Host) -> Option<String> {
         let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-._:".contains(b);
         (1..=128).contains(&id.len()) && id.iter().all(allowed)
     };
-    let field = lines
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(b"x-request-id"))
-        .map(|(_, id)| id.to_vec());
+    let field = lines.iter().find(|(name, _)| name.eq_ignore_ascii_case(b"x-request-id")).map(|(_, id)| id.to_vec());
     field
         .filter(|id| harmless(id))
         .or_else(|| host.property(&["request", "id"]).filter(|id| harmless(id)))

@@ -45,28 +45,16 @@ impl Identity {
         [
             (METHOD, "x-portcullis-method", Some(self.method.to_owned())),
             ("portcullis.identity.sub", "x-portcullis-sub", self.sub.clone()),
-            (
-                "portcullis.identity.client_id",
-                "x-portcullis-client-id",
-                self.client_id.clone(),
-            ),
+            ("portcullis.identity.client_id", "x-portcullis-client-id", self.client_id.clone()),
             ("portcullis.identity.issuer", "x-portcullis-issuer", self.issuer.clone()),
-            (
-                "portcullis.identity.scopes",
-                "x-portcullis-scopes",
-                text(&self.scopes, |scopes| scopes.join(" ")),
-            ),
+            ("portcullis.identity.scopes", "x-portcullis-scopes", text(&self.scopes, |scopes| scopes.join(" "))),
             (
                 "portcullis.identity.groups",
                 "x-portcullis-groups",
                 text(&self.groups, |groups| Value::from(groups).to_string()),
             ),
             ("portcullis.identity.acr", "x-portcullis-acr", self.acr.clone()),
-            (
-                "portcullis.identity.credential_id",
-                "x-portcullis-credential-id",
-                self.credential_id.clone(),
-            ),
+            ("portcullis.identity.credential_id", "x-portcullis-credential-id", self.credential_id.clone()),
         ]
     }
 
@@ -75,13 +63,10 @@ impl Identity {
     pub(crate) fn properties(&self, host: &dyn Host, as_fields: bool) -> Vec<(&'static str, Vec<u8>)> {
         let replaces_another = host.property(&[METHOD]).is_some();
         let mark = as_fields.then(|| (FIELDS_ARE_OURS, b"1".to_vec()));
-        let entries = self
-            .entries()
-            .into_iter()
-            .filter_map(|(property, _, value)| match value {
-                Some(value) => Some((property, value.into_bytes())),
-                None => replaces_another.then(|| (property, Vec::new())),
-            });
+        let entries = self.entries().into_iter().filter_map(|(property, _, value)| match value {
+            Some(value) => Some((property, value.into_bytes())),
+            None => replaces_another.then(|| (property, Vec::new())),
+        });
         entries.chain(mark).collect()
     }
 
@@ -116,11 +101,7 @@ pub(crate) fn strip(lines: &[FieldLine<'_>], written_by_filter: &[String], host:
     let mut fields_are_ours = None;
     for (name, _) in lines {
         let reserved = is_reserved(name);
-        if !reserved
-            && !written_by_filter
-                .iter()
-                .any(|written| same_variable(name, written.as_bytes()))
-        {
+        if !reserved && !written_by_filter.iter().any(|written| same_variable(name, written.as_bytes())) {
             continue;
         }
         if reserved && *fields_are_ours.get_or_insert_with(|| host.property(&[FIELDS_ARE_OURS]).is_some()) {
@@ -137,10 +118,9 @@ pub(crate) fn strip(lines: &[FieldLine<'_>], written_by_filter: &[String], host:
 }
 
 /// Whether only filters of ours may write a field of this name.
-pub(crate) fn is_reserved(name: &[u8]) -> bool {
+pub fn is_reserved(name: &[u8]) -> bool {
     const PREFIX: &[u8] = b"x-portcullis-";
-    name.split_at_checked(PREFIX.len())
-        .is_some_and(|(start, _)| same_variable(start, PREFIX))
+    name.split_at_checked(PREFIX.len()).is_some_and(|(start, _)| same_variable(start, PREFIX))
 }
 
 /// Whether two names reach an application as the same variable: CGI and its heirs map `-` and `_` to `_` and ignore
@@ -174,13 +154,7 @@ mod tests {
             ("portcullis.identity.groups", "[\"x y\",\"\u{e9}\"]".as_bytes()),
         ];
         let properties = alice().properties(&TestHost::default(), false);
-        assert_eq!(
-            properties
-                .iter()
-                .map(|(name, value)| (*name, value.as_slice()))
-                .collect::<Vec<_>>(),
-            expected
-        );
+        assert_eq!(properties.iter().map(|(name, value)| (*name, value.as_slice())).collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -196,10 +170,7 @@ mod tests {
         let edits: Vec<FieldEdit> = alice().field_edits().collect();
         assert_eq!(edits.len(), 8);
         assert!(edits.contains(&FieldEdit::Set("x-portcullis-sub".into(), b"alice".to_vec())));
-        assert!(edits.contains(&FieldEdit::Set(
-            "x-portcullis-groups".into(),
-            b"[\"x y\",\"%C3%A9\"]".to_vec()
-        )));
+        assert!(edits.contains(&FieldEdit::Set("x-portcullis-groups".into(), b"[\"x y\",\"%C3%A9\"]".to_vec())));
         assert!(edits.contains(&FieldEdit::Remove("x-portcullis-acr".into())));
         let properties = alice().properties(&TestHost::default(), true);
         assert_eq!(properties.last(), Some(&("portcullis.identity.fields", b"1".to_vec())));
@@ -250,9 +221,6 @@ mod tests {
     fn fields_of_an_earlier_filter_stay() {
         let lines: [FieldLine<'_>; 2] = [(b"x-portcullis-sub", b"alice"), (b"x-email", b"mallory@example.com")];
         let host = TestHost::default().with_property(&["portcullis.identity.fields"], b"1");
-        assert_eq!(
-            strip(&lines, &["x-email".to_owned()], &host),
-            [FieldEdit::Remove("x-email".into())]
-        );
+        assert_eq!(strip(&lines, &["x-email".to_owned()], &host), [FieldEdit::Remove("x-email".into())]);
     }
 }

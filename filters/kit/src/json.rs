@@ -29,11 +29,7 @@ pub(crate) fn parse_noting_duplicates(text: &[u8], duplicates: &mut Vec<JsonPath
 fn parse(text: &[u8], on_duplicate: &mut dyn FnMut(&Place<'_>, &str) -> bool) -> serde_json::Result<Value> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     // `serde_json` itself refuses texts nested deeper than 128 levels, so neither it nor we recurse without bound.
-    let value = Reader {
-        place: &Place::Root,
-        on_duplicate,
-    }
-    .deserialize(&mut deserializer)?;
+    let value = Reader { place: &Place::Root, on_duplicate }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
@@ -92,9 +88,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -109,10 +103,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
         let mut array = Vec::new();
         loop {
             let place = Place::Index(self.place, array.len());
-            match items.next_element_seed(Reader {
-                place: &place,
-                on_duplicate: &mut *self.on_duplicate,
-            })? {
+            match items.next_element_seed(Reader { place: &place, on_duplicate: &mut *self.on_duplicate })? {
                 Some(item) => array.push(item),
                 None => return Ok(Value::Array(array)),
             }
@@ -123,10 +114,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
         let mut object = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             let place = Place::Key(self.place, &name);
-            let value = members.next_value_seed(Reader {
-                place: &place,
-                on_duplicate: &mut *self.on_duplicate,
-            })?;
+            let value = members.next_value_seed(Reader { place: &place, on_duplicate: &mut *self.on_duplicate })?;
             if !object.contains_key(&name) {
                 object.insert(name, value);
             } else if !(self.on_duplicate)(self.place, &name) {
@@ -160,11 +148,7 @@ mod tests {
 
     #[test]
     fn refuses_names_that_repeat_at_any_depth_and_in_any_spelling() {
-        for text in [
-            r#"{"a":1,"a":1}"#,
-            r#"[{"x":{"a":1,"b":2,"a":3}}]"#,
-            r#"{"a":1,"\u0061":2}"#,
-        ] {
+        for text in [r#"{"a":1,"a":1}"#, r#"[{"x":{"a":1,"b":2,"a":3}}]"#, r#"{"a":1,"\u0061":2}"#] {
             assert_eq!(parse_strict(text.as_bytes()), None, "{text}");
         }
     }
@@ -199,10 +183,7 @@ mod tests {
         let text = br#"{"a":1,"b":[{"c":1,"c":2}],"a":{"d":1,"d":2}}"#;
         let value = parse_noting_duplicates(text, &mut duplicates).expect("JSON");
         assert_eq!(value, json!({"a":1,"b":[{"c":1}]}));
-        assert_eq!(
-            duplicates.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["b[0].c", "a.d", "a"]
-        );
+        assert_eq!(duplicates.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b[0].c", "a.d", "a"]);
     }
 
     proptest! {

@@ -23,3 +23,17 @@ pub mod secret;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod time;
+
+/// Makes a Proxy-Wasm module of a crate: `portcullis_kit::export!(JwtAuth);` is all its glue.
+#[macro_export]
+macro_rules! export {
+    ($filter:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        #[allow(missing_docs, reason = "the proxy is the only caller of what stands here")]
+        const _: () = {
+            $crate::adapter::proxy_wasm::main! {{
+                $crate::adapter::start::<$filter>();
+            }}
+        };
+    };
+}

@@ -35,18 +35,9 @@ mod tests {
     fn counters_are_called_what_dashboards_expect() {
         for (event, name) in [
             (Event::Allowed, "portcullis_jwt_auth_allowed_total.rule.orders"),
-            (
-                Event::Denied("x_y"),
-                "portcullis_jwt_auth_denied_total.rule.orders.reason.x_y",
-            ),
-            (
-                Event::ShadowDenied("x_y"),
-                "portcullis_jwt_auth_shadow_denied_total.rule.orders.reason.x_y",
-            ),
-            (
-                Event::FailureAllowed("x_y"),
-                "portcullis_jwt_auth_failure_allowed_total.rule.orders.reason.x_y",
-            ),
+            (Event::Denied("x_y"), "portcullis_jwt_auth_denied_total.rule.orders.reason.x_y"),
+            (Event::ShadowDenied("x_y"), "portcullis_jwt_auth_shadow_denied_total.rule.orders.reason.x_y"),
+            (Event::FailureAllowed("x_y"), "portcullis_jwt_auth_failure_allowed_total.rule.orders.reason.x_y"),
         ] {
             assert_eq!(counter_name("jwt-auth", "orders", event), name);
         }

@@ -112,10 +112,7 @@ impl Path {
     /// neither origin-form nor asterisk-form (RFC 9112, section 3.2).
     pub fn parse(target: &[u8]) -> Option<Self> {
         if target == b"*" {
-            return Some(Self {
-                normalised: "*".to_owned(),
-                oddities: Oddities::default(),
-            });
+            return Some(Self { normalised: "*".to_owned(), oddities: Oddities::default() });
         }
         if target.first() != Some(&b'/') {
             return None;
@@ -172,9 +169,7 @@ fn normalise(path: &[u8], oddities: &mut Oddities) -> String {
         rest = after;
         match byte {
             b'%' => {
-                let digits = after
-                    .split_at_checked(2)
-                    .and_then(|(digits, after)| Some((hex_value(digits)?, after)));
+                let digits = after.split_at_checked(2).and_then(|(digits, after)| Some((hex_value(digits)?, after)));
                 let Some((value, after)) = digits else {
                     oddities.add(Oddity::InvalidEscape);
                     normalised.push('%');
@@ -248,14 +243,8 @@ impl Template {
         let rest = text.strip_prefix('/').ok_or("a path template begins with `/`")?;
         for segment in rest.split('/') {
             if let Some(name) = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-                if name.is_empty()
-                    || !name
-                        .bytes()
-                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-                {
-                    return Err(format!(
-                        "`{{{name}}}` is not a parameter: its name is made of `a-z`, `0-9` and `_`"
-                    ));
+                if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+                    return Err(format!("`{{{name}}}` is not a parameter: its name is made of `a-z`, `0-9` and `_`"));
                 }
                 if names.contains(&name) {
                     return Err(format!("the parameter `{{{name}}}` stands here twice"));
@@ -263,9 +252,7 @@ impl Template {
                 names.push(name);
                 segments.push(Segment::Parameter);
             } else if segment.contains(['{', '}', '*']) {
-                return Err(format!(
-                    "`{segment}` is neither a literal segment nor a parameter such as `{{order_id}}`"
-                ));
+                return Err(format!("`{segment}` is neither a literal segment nor a parameter such as `{{order_id}}`"));
             } else {
                 segments.push(Segment::Literal(segment.to_owned()));
             }
@@ -321,11 +308,10 @@ pub(crate) fn literal_path(text: &str) -> Result<Path, String> {
     if text.contains('?') {
         return Err("a path ends before the `?`; the query takes no part in matching".to_owned());
     }
-    if let Some(oddity) = path.oddities().first_beyond(
-        [Oddity::EncodedSlash, Oddity::EncodedBackslash, Oddity::Semicolon]
-            .into_iter()
-            .collect(),
-    ) {
+    if let Some(oddity) = path
+        .oddities()
+        .first_beyond([Oddity::EncodedSlash, Oddity::EncodedBackslash, Oddity::Semicolon].into_iter().collect())
+    {
         return Err(oddity.finding().to_owned());
     }
     if path.as_str() != text {
@@ -343,11 +329,7 @@ mod tests {
     #[track_caller]
     fn check(target: &str, normalised: &str, oddities: &[Oddity]) {
         let path = Path::parse(target.as_bytes()).expect("origin-form");
-        assert_eq!(
-            (path.as_str(), path.oddities()),
-            (normalised, oddities.iter().copied().collect()),
-            "{target}"
-        );
+        assert_eq!((path.as_str(), path.oddities()), (normalised, oddities.iter().copied().collect()), "{target}");
     }
 
     #[test]
@@ -377,13 +359,7 @@ mod tests {
         check("/a%3bb", "/a%3Bb", &[Semicolon]);
         check("/..;/admin", "/..;/admin", &[Semicolon, DotSegment]);
         for dots in ["/.", "/..", "/../a", "/a/./b", "/a/..", "/a/%2e%2E/b", "/a/.%2e"] {
-            assert!(
-                Path::parse(dots.as_bytes())
-                    .expect("origin-form")
-                    .oddities()
-                    .contains(DotSegment),
-                "{dots}"
-            );
+            assert!(Path::parse(dots.as_bytes()).expect("origin-form").oddities().contains(DotSegment), "{dots}");
         }
         check("/a\u{e9}", "/a%C3%A9", &[NonAscii]);
         check("/a%", "/a%", &[InvalidEscape]);
@@ -420,11 +396,7 @@ mod tests {
             ("/Orders/1/lines", false),
             ("*", false),
         ] {
-            assert_eq!(
-                template.matches(&Path::parse(path.as_bytes()).expect("a path")),
-                fits,
-                "{path}"
-            );
+            assert_eq!(template.matches(&Path::parse(path.as_bytes()).expect("a path")), fits, "{path}");
         }
         let root = Template::parse("/").expect("a template");
         assert!(root.matches(&Path::parse(b"/").expect("a path")));
@@ -435,30 +407,15 @@ mod tests {
     fn templates_that_cannot_be_meant_are_refused() {
         for (text, error) in [
             ("orders", "a path template begins with `/`"),
-            (
-                "/{}",
-                "`{}` is not a parameter: its name is made of `a-z`, `0-9` and `_`",
-            ),
-            (
-                "/{Id}",
-                "`{Id}` is not a parameter: its name is made of `a-z`, `0-9` and `_`",
-            ),
+            ("/{}", "`{}` is not a parameter: its name is made of `a-z`, `0-9` and `_`"),
+            ("/{Id}", "`{Id}` is not a parameter: its name is made of `a-z`, `0-9` and `_`"),
             ("/{id}/{id}", "the parameter `{id}` stands here twice"),
-            (
-                "/a{id}",
-                "`a{id}` is neither a literal segment nor a parameter such as `{order_id}`",
-            ),
-            (
-                "/a/*",
-                "`*` is neither a literal segment nor a parameter such as `{order_id}`",
-            ),
+            ("/a{id}", "`a{id}` is neither a literal segment nor a parameter such as `{order_id}`"),
+            ("/a/*", "`*` is neither a literal segment nor a parameter such as `{order_id}`"),
             ("/a//b", "the path contains `//`"),
             ("/a/../b", "the path contains a dot segment"),
             ("/%61", "paths are compared in normalised form: write `/a`"),
-            (
-                "/a?b",
-                "a path ends before the `?`; the query takes no part in matching",
-            ),
+            ("/a?b", "a path ends before the `?`; the query takes no part in matching"),
         ] {
             assert_eq!(Template::parse(text).expect_err(text), error);
         }

@@ -75,10 +75,7 @@ impl<'a> Request<'a> {
 
     /// The values of all field lines of this name, in order. Case does not matter.
     pub fn field_values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
-        self.field_lines
-            .iter()
-            .filter(move |(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
-            .map(|(_, value)| *value)
+        self.field_lines.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| *value)
     }
 }
 
@@ -92,10 +89,7 @@ fn host_of(authority: &[u8]) -> Option<Cow<'_, str>> {
     let (host, port) = authority.split_at_checked(port_at)?;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b);
     let well_formed = host.bytes().all(allowed)
-        && (port.is_empty()
-            || port
-                .strip_prefix(':')
-                .is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit())));
+        && (port.is_empty() || port.strip_prefix(':').is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit())));
     let host = host.strip_suffix('.').unwrap_or(host);
     well_formed.then(|| match host.bytes().any(|b| b.is_ascii_uppercase()) {
         true => Cow::Owned(host.to_ascii_lowercase()),
@@ -110,31 +104,20 @@ mod tests {
     use super::*;
 
     fn head<'a>(extra: &[FieldLine<'a>]) -> Vec<FieldLine<'a>> {
-        let mut lines: Vec<FieldLine<'a>> = vec![
-            (b":authority", b"api.example"),
-            (b":path", b"/a?b"),
-            (b":method", b"GET"),
-        ];
+        let mut lines: Vec<FieldLine<'a>> =
+            vec![(b":authority", b"api.example"), (b":path", b"/a?b"), (b":method", b"GET")];
         lines.extend_from_slice(extra);
         lines
     }
 
     #[test]
     fn field_values_come_in_order_whatever_the_case_of_the_name() {
-        let lines = head(&[
-            (b"Accept", b"a"),
-            (b"x", b"\xff"),
-            (b"accept", b""),
-            (b":scheme", b"https"),
-        ]);
+        let lines = head(&[(b"Accept", b"a"), (b"x", b"\xff"), (b"accept", b""), (b":scheme", b"https")]);
         let request = Request::from_field_lines(lines).expect("well-formed");
         assert_eq!(request.field_values("ACCEPT").collect::<Vec<_>>(), [&b"a"[..], b""]);
         assert_eq!(request.field_values("x").collect::<Vec<_>>(), [b"\xff"]);
         assert_eq!(request.field_values(":scheme").count(), 0);
-        assert_eq!(
-            (request.method(), request.target(), request.path().as_str()),
-            (&b"GET"[..], &b"/a?b"[..], "/a")
-        );
+        assert_eq!((request.method(), request.target(), request.path().as_str()), (&b"GET"[..], &b"/a?b"[..], "/a"));
         assert_eq!(request.field_lines().len(), 3);
     }
 

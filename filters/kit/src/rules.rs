@@ -153,12 +153,7 @@ impl<P> Rules<P> {
     /// Finds the rule for a request.
     pub fn select(&self, request: &Request<'_>, host: &dyn Host) -> Selected<'_, P> {
         let oddities = request.path().oddities();
-        match self
-            .rules
-            .iter()
-            .enumerate()
-            .find(|(_, rule)| rule.matches.fits(request, host))
-        {
+        match self.rules.iter().enumerate().find(|(_, rule)| rule.matches.fits(request, host)) {
             Some((index, rule)) => Selected {
                 index,
                 name: &rule.name,
@@ -217,10 +212,7 @@ impl<C: DeserializeOwned> Envelope<C> {
             let errors_before_match = errors.len();
             let matches = rule.matches.compile(&at.key("match"), errors);
             let match_is_good = errors.len() == errors_before_match;
-            if let Some(earlier) = rules
-                .iter()
-                .find(|earlier| match_is_good && earlier.matches.covers(&matches))
-            {
+            if let Some(earlier) = rules.iter().find(|earlier| match_is_good && earlier.matches.covers(&matches)) {
                 errors.push_with_hint(
                     &at,
                     format!(
@@ -232,12 +224,7 @@ impl<C: DeserializeOwned> Envelope<C> {
             }
             if let Some(policy) = compile_policy(rule.policy, &at.key("policy"), errors).filter(|_| match_is_good) {
                 let allowed_in_path = rule.dangerously_allow_in_path.into_iter().collect();
-                rules.push(Rule {
-                    name: rule.name,
-                    matches,
-                    allowed_in_path,
-                    policy,
-                });
+                rules.push(Rule { name: rule.name, matches, allowed_in_path, policy });
             }
         }
         let default = compile_policy(self.default_policy, &root.key("default_policy"), errors)?;
@@ -248,17 +235,9 @@ impl<C: DeserializeOwned> Envelope<C> {
 fn check_rule_name(name: &str, earlier: &BTreeSet<String>, at: &JsonPath, errors: &mut ConfigErrors) {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
     if !(1..=64).contains(&name.len()) || !name.bytes().all(allowed) {
-        errors.push_with_hint(
-            at,
-            format!("`{name}` is not a rule name"),
-            "use 1 to 64 of `a-z`, `0-9`, `_` and `-`",
-        );
+        errors.push_with_hint(at, format!("`{name}` is not a rule name"), "use 1 to 64 of `a-z`, `0-9`, `_` and `-`");
     } else if name == DEFAULT_RULE {
-        errors.push_with_hint(
-            at,
-            "`default` is taken: metrics call `default_policy` so",
-            "choose another name",
-        );
+        errors.push_with_hint(at, "`default` is taken: metrics call `default_policy` so", "choose another name");
     } else if earlier.contains(name) {
         errors.push_with_hint(
             at,
@@ -380,8 +359,7 @@ impl PathMatch {
 
 /// Whether `path` is `prefix` or lies below it.
 fn below(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl HeaderMatch {
@@ -419,9 +397,7 @@ impl MatchConfig {
             methods: methods.into_iter().collect(),
             path: self.path.and_then(|path| path.compile(&at.key("path"), errors)),
             headers,
-            route_names: list(self.route_names, &at.key("route_names"), errors)
-                .into_iter()
-                .collect(),
+            route_names: list(self.route_names, &at.key("route_names"), errors).into_iter().collect(),
         }
     }
 }
@@ -481,10 +457,7 @@ impl HeaderMatchConfig {
                 return None;
             }
         };
-        Some(HeaderMatch {
-            name: self.name,
-            condition,
-        })
+        Some(HeaderMatch { name: self.name, condition })
     }
 }
 
@@ -504,9 +477,7 @@ mod tests {
 
     fn compile(config: Value) -> Result<Rules<u32>, String> {
         let mut errors = ConfigErrors::new("demo");
-        let Value::Object(config) = config else {
-            panic!("an object")
-        };
+        let Value::Object(config) = config else { panic!("an object") };
         let envelope: Option<Envelope<u32>> = Envelope::read(config, &mut errors);
         let rules = envelope.and_then(|envelope| {
             envelope.compile(&mut errors, |policy, at, errors| {
@@ -522,19 +493,13 @@ mod tests {
 
     /// Which rule a request meets when one rule has this match.
     #[track_caller]
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "so that calls read `check(json!(...), ...)`"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "so that calls read `check(json!(...), ...)`")]
     fn check(matches: Value, request: (&str, &str, &str), fields: &[FieldLine<'_>], expected: bool) {
         let config = json!({"rules": [{"name": "r", "match": matches, "policy": 1}], "default_policy": 0});
         let rules = compile(config).expect("a good configuration");
         let (method, authority, path) = request;
-        let mut lines: Vec<FieldLine<'_>> = vec![
-            (b":method", method.as_bytes()),
-            (b":authority", authority.as_bytes()),
-            (b":path", path.as_bytes()),
-        ];
+        let mut lines: Vec<FieldLine<'_>> =
+            vec![(b":method", method.as_bytes()), (b":authority", authority.as_bytes()), (b":path", path.as_bytes())];
         lines.extend_from_slice(fields);
         let request = Request::from_field_lines(lines).expect("well-formed");
         let host = TestHost::default().with_property(&["xds", "route_name"], b"orders");
@@ -571,32 +536,12 @@ mod tests {
         check(json!({"path": {"exact": "/a"}}), ("GET", "a", "/a/"), &[], false);
         for prefix in ["/orders", "/orders/"] {
             check(json!({"path": {"prefix": prefix}}), ("GET", "a", "/orders"), &[], true);
-            check(
-                json!({"path": {"prefix": prefix}}),
-                ("GET", "a", "/orders/1"),
-                &[],
-                true,
-            );
-            check(
-                json!({"path": {"prefix": prefix}}),
-                ("GET", "a", "/ordersx"),
-                &[],
-                false,
-            );
+            check(json!({"path": {"prefix": prefix}}), ("GET", "a", "/orders/1"), &[], true);
+            check(json!({"path": {"prefix": prefix}}), ("GET", "a", "/ordersx"), &[], false);
         }
         check(json!({"path": {"prefix": "/"}}), ("GET", "a", "/x/y"), &[], true);
-        check(
-            json!({"path": {"template": "/o/{id}"}}),
-            ("GET", "a", "/o/1"),
-            &[],
-            true,
-        );
-        check(
-            json!({"path": {"template": "/o/{id}"}}),
-            ("GET", "a", "/o/"),
-            &[],
-            false,
-        );
+        check(json!({"path": {"template": "/o/{id}"}}), ("GET", "a", "/o/1"), &[], true);
+        check(json!({"path": {"template": "/o/{id}"}}), ("GET", "a", "/o/"), &[], false);
         check(json!({"route_names": ["orders"]}), ("GET", "a", "/"), &[], true);
         check(json!({"route_names": ["order"]}), ("GET", "a", "/"), &[], false);
     }
@@ -606,28 +551,13 @@ mod tests {
         let exact = json!({"headers": [{"name": "x-tenant", "exact": "acme"}]});
         let get = ("GET", "a", "/");
         check(exact.clone(), get, &[(b"X-Tenant", b"acme")], true);
-        check(
-            exact.clone(),
-            get,
-            &[(b"x-tenant", b"acme"), (b"x-tenant", b"evil")],
-            false,
-        );
-        check(
-            exact.clone(),
-            get,
-            &[(b"x-tenant", b"evil"), (b"x-tenant", b"acme")],
-            false,
-        );
+        check(exact.clone(), get, &[(b"x-tenant", b"acme"), (b"x-tenant", b"evil")], false);
+        check(exact.clone(), get, &[(b"x-tenant", b"evil"), (b"x-tenant", b"acme")], false);
         check(exact, get, &[], false);
         let absent = json!({"headers": [{"name": "x-debug", "present": false}]});
         check(absent.clone(), get, &[], true);
         check(absent, get, &[(b"x-debug", b"")], false);
-        check(
-            json!({"headers": [{"name": "x-debug", "present": true}]}),
-            get,
-            &[(b"x-debug", b"")],
-            true,
-        );
+        check(json!({"headers": [{"name": "x-debug", "present": true}]}), get, &[(b"x-debug", b"")], true);
     }
 
     #[test]
@@ -719,29 +649,14 @@ demo: default_policy: 13 brings bad luck"
         for (first, second) in [
             (json!({}), json!({"hosts": ["a"]})),
             (json!({"hosts": ["*"]}), json!({"hosts": ["a"]})),
-            (
-                json!({"hosts": ["*.example.com"]}),
-                json!({"hosts": ["a.example.com", "*.b.example.com"]}),
-            ),
-            (
-                json!({"methods": ["GET", "PUT"]}),
-                json!({"methods": ["PUT"], "hosts": ["a"]}),
-            ),
+            (json!({"hosts": ["*.example.com"]}), json!({"hosts": ["a.example.com", "*.b.example.com"]})),
+            (json!({"methods": ["GET", "PUT"]}), json!({"methods": ["PUT"], "hosts": ["a"]})),
             (json!({"path": {"prefix": "/a"}}), json!({"path": {"prefix": "/a/b"}})),
             (json!({"path": {"prefix": "/a/"}}), json!({"path": {"exact": "/a"}})),
-            (
-                json!({"path": {"prefix": "/a"}}),
-                json!({"path": {"template": "/a/{b}"}}),
-            ),
+            (json!({"path": {"prefix": "/a"}}), json!({"path": {"template": "/a/{b}"}})),
             (json!({"path": {"prefix": "/"}}), json!({"path": {"template": "/{b}"}})),
-            (
-                json!({"path": {"template": "/a/{b}"}}),
-                json!({"path": {"exact": "/a/b"}}),
-            ),
-            (
-                json!({"path": {"template": "/{a}/{b}"}}),
-                json!({"path": {"template": "/a/{c}"}}),
-            ),
+            (json!({"path": {"template": "/a/{b}"}}), json!({"path": {"exact": "/a/b"}})),
+            (json!({"path": {"template": "/{a}/{b}"}}), json!({"path": {"template": "/a/{c}"}})),
             (
                 json!({"headers": [{"name": "x", "present": true}]}),
                 json!({"headers": [{"name": "x", "present": true}, {"name": "y", "present": true}]}),
@@ -760,20 +675,11 @@ demo: default_policy: 13 brings bad luck"
             (json!({"methods": ["GET"]}), json!({"methods": ["GET", "PUT"]})),
             (json!({"path": {"prefix": "/a/b"}}), json!({"path": {"prefix": "/a"}})),
             (json!({"path": {"prefix": "/a"}}), json!({"path": {"prefix": "/ab"}})),
-            (
-                json!({"path": {"prefix": "/a/b"}}),
-                json!({"path": {"template": "/a/{b}"}}),
-            ),
+            (json!({"path": {"prefix": "/a/b"}}), json!({"path": {"template": "/a/{b}"}})),
             (json!({"path": {"prefix": "/a/b"}}), json!({"path": {"template": "/a"}})),
-            (
-                json!({"path": {"template": "/a/{b}"}}),
-                json!({"path": {"template": "/a/"}}),
-            ),
+            (json!({"path": {"template": "/a/{b}"}}), json!({"path": {"template": "/a/"}})),
             (json!({"path": {"exact": "/a"}}), json!({"path": {"prefix": "/a"}})),
-            (
-                json!({"headers": [{"name": "x", "exact": "1"}]}),
-                json!({"headers": [{"name": "x", "exact": "2"}]}),
-            ),
+            (json!({"headers": [{"name": "x", "exact": "1"}]}), json!({"headers": [{"name": "x", "exact": "2"}]})),
             (json!({"route_names": ["a"]}), json!({})),
         ] {
             assert!(reached(first.clone(), second.clone()).is_ok(), "{first} {second}");

@@ -10,9 +10,7 @@ use crate::rules::Envelope;
 /// The schema of the whole configuration: the envelope's keys and the filter's own, in one object.
 pub fn schema_of<F: Filter>() -> Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
-    let mut whole = Value::from(<Envelope<F::PolicyConfig> as schemars::JsonSchema>::json_schema(
-        &mut generator,
-    ));
+    let mut whole = Value::from(<Envelope<F::PolicyConfig> as schemars::JsonSchema>::json_schema(&mut generator));
     let own = Value::from(<F::Settings as schemars::JsonSchema>::json_schema(&mut generator));
     for part in ["properties", "required"] {
         match (whole.get_mut(part), own.get(part)) {
@@ -22,10 +20,7 @@ pub fn schema_of<F: Filter>() -> Value {
         }
     }
     if let Value::Object(whole) = &mut whole {
-        whole.insert(
-            "$schema".to_owned(),
-            json!("https://json-schema.org/draft/2020-12/schema"),
-        );
+        whole.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
         whole.insert("title".to_owned(), json!(format!("{} configuration", F::NAME)));
         whole.insert("$defs".to_owned(), Value::Object(generator.take_definitions(true)));
         whole.remove("description");

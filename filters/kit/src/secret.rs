@@ -27,9 +27,7 @@ impl fmt::Debug for Secret {
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Serde's own message would quote the value that it found instead of a string.
-        String::deserialize(deserializer)
-            .map(Self)
-            .map_err(|_| de::Error::custom("expected a string"))
+        String::deserialize(deserializer).map(Self).map_err(|_| de::Error::custom("expected a string"))
     }
 }
 

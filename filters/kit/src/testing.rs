@@ -19,8 +19,7 @@ impl TestHost {
     /// The host, now knowing this property.
     #[must_use]
     pub fn with_property(mut self, path: &[&str], value: &[u8]) -> Self {
-        self.properties
-            .insert(path.iter().map(|part| (*part).to_owned()).collect(), value.to_owned());
+        self.properties.insert(path.iter().map(|part| (*part).to_owned()).collect(), value.to_owned());
         self
     }
 
@@ -49,8 +48,6 @@ impl Host for TestHost {
 
     fn call_foreign_function(&self, name: &str, argument: &[u8]) -> Result<Vec<u8>, ForeignCallError> {
         self.calls.set(self.calls.get() + 1);
-        self.functions
-            .get(name)
-            .map_or(Err(ForeignCallError::Absent), |function| function(argument))
+        self.functions.get(name).map_or(Err(ForeignCallError::Absent), |function| function(argument))
     }
 }

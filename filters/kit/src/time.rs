@@ -106,19 +106,10 @@ mod tests {
 
     #[test]
     fn periods_are_a_whole_number_and_a_unit() {
-        for (text, milliseconds) in [
-            ("500ms", 500),
-            ("0s", 0),
-            ("90s", 90_000),
-            ("10m", 600_000),
-            ("2h", 7_200_000),
-            ("1d", 86_400_000),
-        ] {
-            assert_eq!(
-                Period::parse(text),
-                Some(Period(Duration::from_millis(milliseconds))),
-                "{text}"
-            );
+        for (text, milliseconds) in
+            [("500ms", 500), ("0s", 0), ("90s", 90_000), ("10m", 600_000), ("2h", 7_200_000), ("1d", 86_400_000)]
+        {
+            assert_eq!(Period::parse(text), Some(Period(Duration::from_millis(milliseconds))), "{text}");
         }
         for text in [
             "",

@@ -4,10 +4,7 @@
 //! not fit a filter that must not fail: they panic on statuses which Envoy does return (a call that its configuration
 //! forbids gives 10, a property that cannot be set gives 2), read a status that they do not know as an enum value that
 //! does not exist, and have no way to pass the response code details of a local response.
-#![allow(
-    unsafe_code,
-    reason = "calls to the host are foreign functions; see above for why the SDK's do not serve"
-)]
+#![allow(unsafe_code, reason = "calls to the host are foreign functions; see above for why the SDK's do not serve")]
 
 use std::ptr::{null, null_mut};
 
@@ -151,11 +148,7 @@ pub(super) fn increment_counter(id: u32) -> Result<(), Refused> {
 }
 
 pub(super) fn call_foreign_function(name: &str, argument: &[u8]) -> Result<Vec<u8>, Refused> {
-    let (argument, argument_size) = if argument.is_empty() {
-        (null(), 0)
-    } else {
-        (argument.as_ptr(), argument.len())
-    };
+    let (argument, argument_size) = if argument.is_empty() { (null(), 0) } else { (argument.as_ptr(), argument.len()) };
     // SAFETY: the pointers and lengths are those of slices that outlive the call; `data` and `size` are pointers to
     // locals that do.
     taking_buffer(|data, size| unsafe {
