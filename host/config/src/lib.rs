@@ -14,7 +14,7 @@
 //! * [`Target::parse`] normalises a request target, once, before anything looks at it; [`Policy::route`] finds
 //!   the route; [`Route::upstream_target`] is the path that the upstream sees. All pure, on bytes.
 //! * [`envoy`] renders the policy for Envoy, with notes on what Envoy cannot enforce.
-//! * [`reference`] makes the JSON Schema and the reference page from the doc comments in [`mod@file`].
+//! * [`mod@reference`] makes the JSON Schema and the reference page from the doc comments in [`mod@file`].
 //!
 //! A host that embeds this keeps to the following. A target that [`Target::parse`] refuses and an authority that
 //! [`normal_authority`] refuses get 400; a request that no route matches gets 404; none of them meets a filter. The

@@ -1,8 +1,12 @@
-//! Every rendering is configuration that the real Envoy takes.
+//! Every rendering is configuration that the real Envoy takes, and the committed ones in `envoy/` are fresh.
 
 mod support;
 
-use portcullis_config::envoy::render_bootstrap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use portcullis_config::envoy::{Options, Rendering, render_bootstrap, render_http_filters};
+use portcullis_config::{Files, Policy, compile};
 
 #[test]
 fn envoy_accepts_every_setting() {
@@ -10,4 +14,104 @@ fn envoy_accepts_every_setting() {
     let policy = support::policy_in(folder.path(), include_str!("policies/everything.yaml"));
     let rendering = render_bootstrap(&policy, &support::options(folder.path()));
     support::validate(folder.path(), &rendering).unwrap_or_else(|said| panic!("{said}"));
+}
+
+#[test]
+fn what_envoy_cannot_enforce_is_said() {
+    let folder = support::folder();
+    let policy = support::policy_in(folder.path(), include_str!("policies/everything.yaml"));
+    let rendering = render_bootstrap(&policy, &support::options(folder.path()));
+    for words in [
+        "start Envoy with `--concurrency 3`",
+        "start Envoy with `--log-level warn`",
+        "filter `first`: no CPU limit, so `limits.callback_time` (50ms) is not enforced",
+        "filter `first`: memory is capped at 1GiB per VM, not at `limits.memory` (32MiB)",
+        "no limits on callouts (8), log lines (10/s), shared data (1000 keys, 1MiB), queues (10) and metrics (100)",
+        "header maps are limited to 1MiB and 1024 pairs, not to 512KiB and 500",
+        "filter `first`: it can call every cluster; `allowed_upstreams` (keys) is not enforced",
+        "filter `first`: it can write every field; `settable_fields` is not enforced",
+        "filter `third`: after a crash, requests pass WITHOUT it (`failure_policy: fail_open`)",
+        "`limits.buffered_bytes` differs between filters; Envoy has one buffer limit, the largest: 2MiB",
+        "upstream `keys`: the system's certificate authorities are read from",
+        "upstream `orders`: Envoy counts `max_connections` over all workers",
+        "start `portcullis operators run`",
+        "the admin address serves Envoy's own endpoints",
+    ] {
+        assert!(
+            rendering.notes.iter().any(|note| note.contains(words)),
+            "no note says: {words}\n{:#?}",
+            rendering.notes
+        );
+    }
+    for note in &rendering.notes {
+        assert!(rendering.yaml.contains(&format!("# - {note}\n")), "not among the comments: {note}");
+    }
+}
+
+#[test]
+fn a_name_in_a_policy_cannot_leave_the_comment_at_the_top() {
+    let folder = support::folder();
+    let policy = support::policy_in(folder.path(), include_str!("policies/routes.yaml"));
+    let policy = Policy { name: "a\nadmin: {}\u{2028}b".to_owned(), ..policy };
+    let rendering = render_bootstrap(&policy, &support::options(folder.path()));
+    assert!(rendering.yaml.starts_with("# Envoy bootstrap for a admin: {} b. "), "{}", rendering.yaml);
+}
+
+/// Reads an example as if it stood in `/etc/portcullis`: what the example does not have comes from the folder of
+/// test files.
+struct Deployed {
+    example: PathBuf,
+    files: PathBuf,
+}
+
+const HOME: &str = "/etc/portcullis";
+
+impl Files for Deployed {
+    fn resolve(&self, written: &str) -> PathBuf {
+        Path::new(HOME).join(written.trim_start_matches("../jwt-auth/"))
+    }
+
+    fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
+        let name = path.strip_prefix(HOME).map_err(io::Error::other)?;
+        let places = [self.example.join(name), self.example.join("../jwt-auth").join(name), self.files.join(name)];
+        std::fs::read(places.into_iter().find(|place| place.exists()).ok_or(io::ErrorKind::NotFound)?)
+    }
+}
+
+fn check_example(name: &str) {
+    let folder = support::folder();
+    let example = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../envoy").join(name);
+    let files = Deployed { example: example.clone(), files: folder.path().to_owned() };
+    let text = std::fs::read_to_string(example.join("portcullis.yaml")).expect("the policy");
+    let mut policy = compile("portcullis.yaml", &text, &files).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    // The example must not depend on the machine that renders it.
+    policy.workers = 2;
+    let bootstrap = render_bootstrap(&policy, &Options::default());
+    let filters = render_http_filters(&policy);
+    for (file, rendering) in [("envoy.yaml", &bootstrap), ("http-filters.yaml", &filters)] {
+        let path = example.join(file);
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &rendering.yaml).expect("the file can be written");
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            committed == rendering.yaml,
+            "envoy/{name}/{file} is stale; renew it with `UPDATE=1 cargo test -p portcullis-config --test envoy_accepts`"
+        );
+    }
+    let here = |rendering: &Rendering| Rendering {
+        yaml: rendering.yaml.replace(HOME, &folder.path().display().to_string()),
+        notes: Vec::new(),
+    };
+    support::validate(folder.path(), &here(&bootstrap)).unwrap_or_else(|said| panic!("{said}"));
+}
+
+#[test]
+fn the_jwt_auth_example_is_fresh_and_accepted() {
+    check_example("jwt-auth");
+}
+
+#[test]
+fn the_edge_example_is_fresh_and_accepted() {
+    check_example("edge");
 }

@@ -71,6 +71,16 @@ impl Document {
                     item.write(out, indent + 2, true);
                 }
             }
+            Self::Text(text) if fits_a_block(text) => {
+                out.push_str(if text.ends_with('\n') { " |\n" } else { " |-\n" });
+                for line in text.lines() {
+                    if !line.is_empty() {
+                        out.push_str(&" ".repeat(indent));
+                        out.push_str(line);
+                    }
+                    out.push('\n');
+                }
+            }
             Self::Text(text) => {
                 out.push(' ');
                 out.push_str(&scalar(text));
@@ -80,6 +90,16 @@ impl Document {
             Self::Bool(value) => out.push_str(&format!(" {value}\n")),
         }
     }
+}
+
+/// Whether a text can stand as it is, line by line, and reads back the same.
+fn fits_a_block(text: &str) -> bool {
+    let lines = text.strip_suffix('\n').unwrap_or(text);
+    lines.contains('\n')
+        && !lines.starts_with([' ', '\n'])
+        && !lines.ends_with('\n')
+        && lines.chars().all(|c| c == '\n' || (!c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')))
+        && lines.lines().all(|line| !line.ends_with(' '))
 }
 
 /// Plain where no YAML reader can take it for something else, quoted otherwise.
@@ -155,19 +175,24 @@ mod tests {
             ("list", Document::list([Document::map([("a", 1_u64.into()), ("b", true.into())]), "x".into()])),
             ("nested", Document::map([("on", Document::from("no")), ("text", "a: \"b\"\n#\u{85}".into())])),
             ("lists", Document::list([Document::list([2_u64.into()])])),
+            ("block", Document::map([("value", Document::from("{\n  \"a\": 1,\n\n  # \u{e9}\n}\n"))])),
+            ("cut", "a\n: b".into()),
+            ("crlf", "a\r\nb".into()),
         ]);
         let text = document.render();
         assert_eq!(
             text,
             "name: jwt\nempty: {}\nnone: []\nlist:\n  - a: 1\n    b: true\n  - x\nnested:\n  \"on\": \"no\"\n  text: \"a: \
-             \\\"b\\\"\\n#\\u0085\"\nlists:\n  -\n    - 2\n"
+             \\\"b\\\"\\n#\\u0085\"\nlists:\n  -\n    - 2\nblock:\n  value: |\n    {\n      \"a\": 1,\n\n      # \u{e9}\n    }\ncut: |-\n  \
+             a\n  : b\ncrlf: \"a\\r\\nb\"\n"
         );
         let read: serde_json::Value = serde_saphyr::from_str(&text).expect("valid YAML");
         assert_eq!(
             read,
             serde_json::json!({
                 "name": "jwt", "empty": {}, "none": [], "list": [{"a": 1, "b": true}, "x"],
-                "nested": {"on": "no", "text": "a: \"b\"\n#\u{85}"}, "lists": [[2]],
+                "nested": {"on": "no", "text": "a: \"b\"\n#\u{85}"}, "lists": [[2]], "block": {"value": "{\n  \"a\": 1,\n\n  # \u{e9}\n}\n"}, "cut": "a\n: b",
+                "crlf": "a\r\nb",
             })
         );
     }

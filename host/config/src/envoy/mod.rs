@@ -65,13 +65,14 @@ pub struct Rendering {
 
 impl Rendering {
     fn new(title: &str, notes: Vec<String>, document: &Document) -> Self {
-        let mut yaml = format!("# {title}\n");
+        // A name from the policy must not be able to end the comment.
+        let line = |text: &str| text.replace(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'), " ");
+        let mut yaml = format!("# {}\n", line(title));
         if !notes.is_empty() {
             yaml.push_str("#\n# What Envoy does not do, or needs told in another way:\n");
         }
         for note in &notes {
-            // A name from the policy must not be able to end the comment.
-            yaml.push_str(&format!("# - {}\n", note.replace(char::is_control, " ")));
+            yaml.push_str(&format!("# - {}\n", line(note)));
         }
         yaml.push_str(&document.render());
         Self { yaml, notes }
@@ -240,44 +241,54 @@ fn stats_config() -> Document {
 
 fn listener_document(policy: &Policy, listener: &Listener, options: &Options) -> Document {
     let address = options.listen.get(&listener.name).copied().unwrap_or(listener.address);
-    let filters = [
-        typed(
+    let transport_socket = listener.tls.as_ref().map(|tls| {
+        let certificate = Document::map([
+            ("certificate_chain", file_name(&tls.certificate_path)),
+            ("private_key", file_name(&tls.private_key_path)),
+        ]);
+        let context = Document::map([
+            ("tls_params", Document::map([("tls_minimum_protocol_version", "TLSv1_2".into())])),
+            ("alpn_protocols", Document::list(["h2".into(), "http/1.1".into()])),
+            ("tls_certificates", Document::list([certificate])),
+        ]);
+        let kind = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+        typed("envoy.transport_sockets.tls", kind, [("common_tls_context", context)])
+    });
+    let chain = |name: &str, peer: Peer| {
+        let limit = typed(
             "envoy.filters.network.connection_limit",
             "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
             [
                 ("stat_prefix", listener.name.as_str().into()),
                 ("max_connections", listener.limits.max_connections.into()),
             ],
-        ),
-        connection_manager(policy, listener),
-    ];
-    let chain = Document::map([("filters", Document::list(filters))]).with_some(
-        "transport_socket",
-        listener.tls.as_ref().map(|tls| {
-            let certificate = Document::map([
-                ("certificate_chain", file_name(&tls.certificate_path)),
-                ("private_key", file_name(&tls.private_key_path)),
-            ]);
-            typed(
-                "envoy.transport_sockets.tls",
-                "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-                [(
-                    "common_tls_context",
-                    Document::map([
-                        ("tls_params", Document::map([("tls_minimum_protocol_version", "TLSv1_2".into())])),
-                        ("alpn_protocols", Document::list(["h2".into(), "http/1.1".into()])),
-                        ("tls_certificates", Document::list([certificate])),
-                    ]),
-                )],
+        );
+        Document::map([("name", Document::from(name))])
+            .with_some(
+                "filter_chain_match",
+                (peer == Peer::TrustedProxy)
+                    .then(|| Document::map([("direct_source_prefix_ranges", cidr_ranges(&policy.trusted_proxies))])),
             )
-        }),
-    );
+            .with("filters", Document::list([limit, connection_manager(policy, listener, peer)]))
+            .with_some("transport_socket", transport_socket.clone())
+    };
+    // What a proxy says about its client (address, scheme) is believed only if the connection comes from one that
+    // is trusted; so those connections have a chain of their own.
+    let trusted = (!policy.trusted_proxies.is_empty()).then(|| chain("trusted-proxies", Peer::TrustedProxy));
+    let chains = trusted.into_iter().chain([chain("clients", Peer::Client)]);
     Document::map([
         ("name", listener.name.as_str().into()),
         ("address", socket_address(address)),
         ("per_connection_buffer_limit_bytes", buffer_limit(policy).0.into()),
-        ("filter_chains", Document::list([chain])),
+        ("filter_chains", Document::list(chains)),
     ])
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Client,
+    TrustedProxy,
 }
 
 /// Envoy buffers what paused filters hold up to the connection's buffer limit.
@@ -286,20 +297,22 @@ fn buffer_limit(policy: &Policy) -> Size {
     largest.unwrap_or(FilterLimits::default().buffered_bytes)
 }
 
-fn connection_manager(policy: &Policy, listener: &Listener) -> Document {
+fn connection_manager(policy: &Policy, listener: &Listener, peer: Peer) -> Document {
     let limits = &listener.limits;
     let http_filters = policy.filters.iter().map(wasm_filter).chain([typed(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
-        [],
+        // Otherwise clients learn how long the upstream took, and upstreams get fields that our host does not send.
+        [("suppress_envoy_headers", true.into())],
     )]);
     let mut manager = vec![("stat_prefix", Document::from(listener.name.as_str())), ("codec_type", "AUTO".into())];
-    // The client's address: from the connection, or from the proxies that are trusted.
-    if policy.trusted_proxies.is_empty() {
-        manager.push(("use_remote_address", true.into()));
-    } else {
-        manager.push(("use_remote_address", false.into()));
-        manager.push(("original_ip_detection_extensions", Document::list([forwarded_for(&policy.trusted_proxies)])));
+    match peer {
+        Peer::Client => manager.push(("use_remote_address", true.into())),
+        Peer::TrustedProxy => {
+            manager.push(("use_remote_address", false.into()));
+            manager
+                .push(("original_ip_detection_extensions", Document::list([forwarded_for(&policy.trusted_proxies)])));
+        }
     }
     manager.extend([
         // One spelling of a path for routes, filters and upstreams: see `Target::parse`, which does the same.
@@ -318,6 +331,16 @@ fn connection_manager(policy: &Policy, listener: &Listener) -> Document {
                 ("max_headers_count", limits.header_count.into()),
             ]),
         ),
+        // What one HTTP/2 connection may hold open and unread, as Envoy's own advice for edge proxies has it.
+        (
+            "http2_protocol_options",
+            Document::map([
+                ("max_concurrent_streams", Document::from(100_u64)),
+                ("initial_stream_window_size", 65_536_u64.into()),
+                ("initial_connection_window_size", 1_048_576_u64.into()),
+            ]),
+        ),
+        ("early_header_mutation_extensions", Document::list([dropped_fields()])),
     ]);
     if policy.logging.access_log {
         manager.push(("access_log", Document::list([access_log(policy.logging.format)])));
@@ -331,18 +354,35 @@ fn connection_manager(policy: &Policy, listener: &Listener) -> Document {
     )
 }
 
+/// Fields by which clients could give orders to Envoy, and the request id, which is always made here.
+fn dropped_fields() -> Document {
+    let prefix = Document::map([("prefix", "x-envoy-".into())]);
+    let mutations = [
+        Document::map([("remove", Document::from("x-request-id"))]),
+        Document::map([("remove_on_match", Document::map([("key_matcher", prefix)]))]),
+    ];
+    typed(
+        "envoy.http.early_header_mutation.header_mutation",
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        [("mutations", Document::list(mutations))],
+    )
+}
+
 fn forwarded_for(networks: &[Network]) -> Document {
-    let cidrs = networks.iter().map(|network| {
+    typed(
+        "envoy.http.original_ip_detection.xff",
+        "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig",
+        [("xff_trusted_cidrs", Document::map([("cidrs", cidr_ranges(networks))])), ("skip_xff_append", false.into())],
+    )
+}
+
+fn cidr_ranges(networks: &[Network]) -> Document {
+    Document::list(networks.iter().map(|network| {
         Document::map([
             ("address_prefix", network.address.to_string().into()),
             ("prefix_len", u64::from(network.prefix).into()),
         ])
-    });
-    typed(
-        "envoy.http.original_ip_detection.xff",
-        "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig",
-        [("xff_trusted_cidrs", Document::map([("cidrs", Document::list(cidrs))])), ("skip_xff_append", false.into())],
-    )
+    }))
 }
 
 /// No query, no field that may hold a credential.

@@ -62,6 +62,8 @@ pub(super) fn route_config(policy: &Policy) -> Document {
     Document::map([
         ("name", Document::from("portcullis")),
         ("ignore_port_in_host_matching", true.into()),
+        // Envoy's notes to itself, which our host does not make.
+        ("request_headers_to_remove", Document::list(["x-envoy-external-address".into(), "x-envoy-internal".into()])),
         // Envoy's own limit of 4 KiB is for configurations that nobody has looked at.
         ("max_direct_response_body_size_bytes", longest_body.max().unwrap_or(0).max(4096).into()),
         ("virtual_hosts", Document::list(hosts)),

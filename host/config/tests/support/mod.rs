@@ -137,13 +137,15 @@ impl Envoy {
         let admin_path = folder.join("admin");
         let log = folder.join("envoy.log");
         let log_file = std::fs::File::create(&log).expect("a log file");
+        let access_log = std::fs::File::create(folder.join("access.log")).expect("an access log");
         let child = Command::new(envoy())
-            .args(["--concurrency", "1", "--log-level", "info", "--use-dynamic-base-id", "-c"])
+            .args(["--concurrency", "1", "--log-level", "info", "--use-dynamic-base-id"])
+            .args(["--file-flush-interval-msec", "50", "-c"])
             .arg(&path)
             .arg("--admin-address-path")
             .arg(&admin_path)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(access_log)
             .stderr(log_file)
             .spawn()
             .expect("envoy starts");
@@ -250,7 +252,16 @@ pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> Option<Answer> {
     Some(Answer { status, fields, body: bytes })
 }
 
-/// A server that answers each request with its own name, the request line and the host, one per line.
+/// Whether no answer comes for a while.
+pub(crate) fn nothing_comes(address: SocketAddr, request: &[u8], wait: Duration) -> bool {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(wait)).expect("a timeout");
+    stream.write_all(request).expect("the request is sent");
+    let waited = stream.read(&mut [0; 1]);
+    waited.is_err_and(|error| matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut))
+}
+
+/// A server that answers each request with its own name, the request line, the host and all field lines.
 pub(crate) fn echo(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -270,6 +281,7 @@ fn serve(stream: &TcpStream, name: &str) -> Option<()> {
             return None;
         }
         let mut host = Vec::new();
+        let mut fields = Vec::new();
         loop {
             let mut line = Vec::new();
             reader.read_until(b'\n', &mut line).ok()?;
@@ -279,8 +291,9 @@ fn serve(stream: &TcpStream, name: &str) -> Option<()> {
             if line.trim_ascii().is_empty() {
                 break;
             }
+            fields.extend_from_slice(&line);
         }
-        let body = [name.as_bytes(), b"\n", request.trim_ascii(), b"\n", &host].concat();
+        let body = [name.as_bytes(), b"\n", request.trim_ascii(), b"\n", &host, b"\n", &fields].concat();
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
         (&*stream).write_all(&[head.as_bytes(), &body].concat()).ok()?;
     }
