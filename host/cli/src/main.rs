@@ -1,3 +1,123 @@
 //! The `portcullis` binary.
+//!
+//! Exit codes: 0, all is well; 1, something failed while running; 2, the command line or a configuration is wrong, and
+//! nothing was started.
 
-fn main() {}
+mod check;
+mod envoy_config;
+mod failure;
+mod logging;
+mod serve;
+mod test;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// API security for the edge: Proxy-Wasm filters in a standalone host, and the configuration that makes Envoy enforce the
+/// same.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the policy: listen, filter, forward.
+    ///
+    /// Logs go to standard error, the access log to standard output. SIGHUP reloads the policy file; if the new one has a
+    /// mistake, the old one stays. SIGTERM and SIGINT end after the requests under way; a second one ends at once.
+    Serve(serve::Arguments),
+    /// Check a policy: its file, all that it names, and whether every filter accepts its configuration.
+    Check(check::Arguments),
+    /// Run scenario files against filters, on the simulated host.
+    Test(test::Arguments),
+    /// Print the Envoy configuration that enforces the same policy.
+    EnvoyConfig(envoy_config::Arguments),
+    /// Print a script that teaches a shell to complete this command's arguments.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The policy file, as an argument or an option.
+#[derive(Debug, clap::Args)]
+struct PolicyFile {
+    /// The policy file. Default: `portcullis.yaml` in the current folder.
+    #[arg(value_name = "POLICY", conflicts_with = "config")]
+    policy: Option<PathBuf>,
+    /// The policy file, as an option.
+    #[arg(short, long, value_name = "POLICY")]
+    config: Option<PathBuf>,
+}
+
+impl PolicyFile {
+    fn path(&self) -> PathBuf {
+        self.policy.clone().or_else(|| self.config.clone()).unwrap_or_else(|| PathBuf::from("portcullis.yaml"))
+    }
+
+    fn load(&self) -> Result<portcullis_config::Policy, Failure> {
+        portcullis_config::load(&self.path()).map_err(|mistakes| Failure::Configuration(mistakes.to_string()))
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::EnvoyConfig(arguments) => envoy_config::run(&arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report();
+            failure.exit_code()
+        }
+    }
+}
+
+/// Writes to standard output. That its reader has gone (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Running(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_policy_file_is_an_argument_or_an_option() {
+        let path = |arguments: &[&str]| match Arguments::try_parse_from(arguments).expect("to parse").command {
+            Command::Check(arguments) => arguments.policy.path(),
+            _ => panic!("another command"),
+        };
+        assert_eq!(path(&["portcullis", "check"]), PathBuf::from("portcullis.yaml"));
+        assert_eq!(path(&["portcullis", "check", "a.yaml"]), PathBuf::from("a.yaml"));
+        assert_eq!(path(&["portcullis", "check", "-c", "b.yaml"]), PathBuf::from("b.yaml"));
+        assert!(Arguments::try_parse_from(["portcullis", "check", "a.yaml", "-c", "b.yaml"]).is_err());
+    }
+}

@@ -1,0 +1,34 @@
+//! `portcullis check`: everything that `serve` would check before it listens, and nothing else.
+
+use portcullis_config::Policy;
+
+use crate::failure::Failure;
+use crate::{PolicyFile, print};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) policy: PolicyFile,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let policy = arguments.policy.load()?;
+    let summary = summary(&policy);
+    portcullis_proxy::check(policy)?;
+    print(&summary)
+}
+
+fn summary(policy: &Policy) -> String {
+    let count = |number: usize, one: &str| match number {
+        1 => format!("1 {one}"),
+        number => format!("{number} {one}s"),
+    };
+    format!(
+        "{}: ok ({}, {}, {}, {})\n",
+        policy.name,
+        count(policy.listeners.len(), "listener"),
+        count(policy.filters.len(), "filter"),
+        count(policy.upstreams.len(), "upstream"),
+        count(policy.routes.len(), "route"),
+    )
+}

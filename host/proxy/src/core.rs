@@ -1,0 +1,346 @@
+//! [`Core`]: one worker's filters, upstreams and the requests in them, under one version of the policy.
+//!
+//! Every event goes through [`Core::with`], which afterwards carries out all that the filters asked for. Carrying out
+//! only fills outboxes, sets flags and starts tasks; it never calls back into the filters, so no borrow is held twice.
+//! After a reload a worker has two cores for a while: the new one for new requests, the old one until its last request
+//! is finished.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use portcullis_abi::{
+    Action, Call, CallAnswer, CallId, Embedder, Lint, LogLevel, LogRecord, Part, StreamId, StreamInfo, Worker,
+};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::callout;
+use crate::exchange::Exchange;
+use crate::metrics::{Counter, Registry, WorkerMetrics};
+use crate::outbox::Bell;
+use crate::plan::Plan;
+use crate::upstream::Upstream;
+
+/// See the module.
+pub(crate) struct Core {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) upstreams: Vec<Rc<Upstream>>,
+    pub(crate) metrics: Rc<WorkerMetrics>,
+    worker: RefCell<Worker>,
+    exchanges: RefCell<HashMap<StreamId, Rc<Exchange>>>,
+    calls: RefCell<HashMap<CallId, AbortHandle>>,
+    refusals: HashMap<String, Arc<Counter>>,
+    next_timer: Cell<Option<Duration>>,
+    timer_changed: Bell,
+    notified: Arc<Notify>,
+    retired: Cell<bool>,
+}
+
+/// A worker whose filters do not start.
+#[derive(Clone, Debug)]
+pub(crate) struct CoreError(pub(crate) String);
+
+impl Core {
+    /// Starts the filters. Takes as long as their start takes: milliseconds for most, bounded by the filters' limits.
+    pub(crate) fn start(
+        plan: &Arc<Plan>,
+        registry: &Registry,
+        metrics: &Rc<WorkerMetrics>,
+        number: usize,
+    ) -> Result<Rc<Core>, CoreError> {
+        let policy = &plan.policy;
+        let embedder = HostEmbedder {
+            plan: Arc::clone(plan),
+            lines: policy
+                .filters
+                .iter()
+                .map(|filter| {
+                    let labels = [("filter", filter.name.as_str())];
+                    let help = "Lines that filters logged.";
+                    (filter.name.clone(), registry.counter(number, "portcullis_filter_log_lines_total", help, &labels))
+                })
+                .collect(),
+        };
+        let worker = Worker::start(Arc::clone(&plan.shared), plan.plugins.clone(), Box::new(embedder))
+            .map_err(|error| CoreError(error.to_string()))?;
+        let upstreams = policy
+            .upstreams
+            .iter()
+            .zip(&plan.upstream_tls)
+            .map(|(settings, tls)| Rc::new(Upstream::new(settings.clone(), tls.clone(), registry, number)))
+            .collect();
+        let refusals = policy
+            .filters
+            .iter()
+            .map(|filter| {
+                let counter = registry.counter(
+                    number,
+                    "portcullis_filter_responses_total",
+                    "Responses that a filter made itself, denials above all.",
+                    &[("filter", &filter.name)],
+                );
+                (filter.name.clone(), counter)
+            })
+            .collect();
+        let core = Rc::new(Core {
+            plan: Arc::clone(plan),
+            upstreams,
+            metrics: Rc::clone(metrics),
+            worker: RefCell::new(worker),
+            exchanges: RefCell::default(),
+            calls: RefCell::default(),
+            refusals,
+            next_timer: Cell::new(None),
+            timer_changed: Bell::default(),
+            notified: Arc::new(Notify::new()),
+            retired: Cell::new(false),
+        });
+        let notified = Arc::clone(&core.notified);
+        core.with(|worker| worker.set_waker(Arc::new(move || notified.notify_one())));
+        tokio::task::spawn_local(keep_time(Rc::clone(&core)));
+        Ok(core)
+    }
+
+    /// Calls into the filters, then carries out what they asked for.
+    pub(crate) fn with<R>(self: &Rc<Self>, act: impl FnOnce(&mut Worker) -> R) -> R {
+        let mut worker = self.worker.borrow_mut();
+        let result = act(&mut worker);
+        self.carry_out_all(&mut worker);
+        result
+    }
+
+    /// Begins a request; its exchange is known before the filters can ask for anything.
+    pub(crate) fn open(self: &Rc<Self>, filters: &[usize], info: StreamInfo, exchange: &Rc<Exchange>) -> StreamId {
+        let mut worker = self.worker.borrow_mut();
+        let id = worker.open(filters, info);
+        self.exchanges.borrow_mut().insert(id, Rc::clone(exchange));
+        self.carry_out_all(&mut worker);
+        id
+    }
+
+    /// Whether the filters take more of a body now.
+    pub(crate) fn may_read(&self, id: StreamId, direction: portcullis_abi::Direction) -> bool {
+        self.worker.borrow().may_read(id, direction)
+    }
+
+    /// Ends a request. Exactly once for each [`Core::open`].
+    pub(crate) fn finish(self: &Rc<Self>, id: StreamId, ending: portcullis_abi::Ending) {
+        self.with(|worker| worker.finish(id, ending));
+        self.exchanges.borrow_mut().remove(&id);
+        self.end_if_unused();
+    }
+
+    /// New requests go elsewhere from now on.
+    pub(crate) fn retire(self: &Rc<Self>) {
+        self.retired.set(true);
+        self.end_if_unused();
+    }
+
+    fn end_if_unused(self: &Rc<Self>) {
+        if !self.retired.get() || !self.exchanges.borrow().is_empty() {
+            return;
+        }
+        for (_, call) in self.calls.borrow_mut().drain() {
+            call.abort();
+        }
+        self.with(Worker::shutdown);
+        self.timer_changed.ring();
+        self.notified.notify_one();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.retired.get() && self.exchanges.borrow().is_empty()
+    }
+
+    fn carry_out_all(self: &Rc<Self>, worker: &mut Worker) {
+        while let Some(action) = worker.poll_action() {
+            self.carry_out(action);
+        }
+        let next = worker.next_timer();
+        if self.next_timer.replace(next) != next {
+            self.timer_changed.ring();
+        }
+    }
+
+    fn carry_out(self: &Rc<Self>, action: Action) {
+        match action {
+            Action::Request(id, part) => {
+                if let Some(exchange) = self.exchange(id) {
+                    exchange.touch();
+                    exchange.request.put(part);
+                }
+            }
+            Action::Response(id, part) => {
+                if let Some(exchange) = self.exchange(id) {
+                    exchange.touch();
+                    if let Part::Headers { details: Some(details), .. } = &part {
+                        exchange.answered_here();
+                        self.count_refusal(details);
+                    }
+                    exchange.response.put(part);
+                }
+            }
+            Action::CancelUpstream(id) => {
+                if let Some(exchange) = self.exchange(id) {
+                    exchange.cancel_upstream();
+                }
+            }
+            Action::Reset(id) => {
+                if let Some(exchange) = self.exchange(id) {
+                    exchange.reset();
+                }
+            }
+            Action::Readable(id, direction) => {
+                if let Some(exchange) = self.exchange(id) {
+                    exchange.readable(direction);
+                }
+            }
+            Action::Call(id, call) => self.start_call(id, call),
+            Action::CancelCall(id) => {
+                if let Some(call) = self.calls.borrow_mut().remove(&id) {
+                    call.abort();
+                }
+            }
+            other => {
+                tracing::error!(action = ?std::mem::discriminant(&other), "a filter asked for what this proxy cannot do")
+            }
+        }
+    }
+
+    fn exchange(&self, id: StreamId) -> Option<Rc<Exchange>> {
+        self.exchanges.borrow().get(&id).cloned()
+    }
+
+    /// Our filters write `portcullis.<filter>.<reason>` as details; a denial is counted for its filter.
+    fn count_refusal(&self, details: &str) {
+        if let Some(counter) = details.split('.').nth(1).and_then(|filter| self.refusals.get(filter)) {
+            counter.increment();
+        }
+    }
+
+    fn start_call(self: &Rc<Self>, id: CallId, call: Call) {
+        let core = Rc::clone(self);
+        let task = tokio::task::spawn_local(async move {
+            let answer = match core.upstreams.iter().find(|upstream| upstream.name() == call.upstream) {
+                Some(upstream) => callout::perform(upstream, call).await,
+                None => CallAnswer::unavailable("reset reason: no such upstream"),
+            };
+            core.calls.borrow_mut().remove(&id);
+            core.with(|worker| worker.call_answered(id, answer));
+        });
+        self.calls.borrow_mut().insert(id, task.abort_handle());
+    }
+
+    /// Which filters run and which have failed.
+    pub(crate) fn health(&self) -> Vec<portcullis_abi::PluginHealth> {
+        self.worker.borrow().health()
+    }
+
+    pub(crate) fn close_idle_connections(&self) {
+        for upstream in &self.upstreams {
+            upstream.close_idle();
+        }
+    }
+}
+
+/// Runs ticks and queue notifications until the core is retired and unused.
+async fn keep_time(core: Rc<Core>) {
+    while !core.has_ended() {
+        let due = core.next_timer.get().map(|at| core.plan.epoch + at);
+        let tick = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut armed = false;
+        let changed = std::future::poll_fn(|cx| {
+            if std::mem::replace(&mut armed, true) {
+                return std::task::Poll::Ready(());
+            }
+            core.timer_changed.wait(cx);
+            std::task::Poll::Pending
+        });
+        tokio::select! {
+            () = tick => core.with(Worker::run_timers),
+            () = core.notified.notified() => {
+                if !core.has_ended() {
+                    core.with(Worker::run_notifications);
+                }
+            }
+            () = changed => {}
+        }
+    }
+}
+
+struct HostEmbedder {
+    plan: Arc<Plan>,
+    lines: HashMap<String, Arc<Counter>>,
+}
+
+impl Embedder for HostEmbedder {
+    fn log(&mut self, record: &LogRecord<'_>) {
+        if let Some(lines) = self.lines.get(record.plugin) {
+            lines.increment();
+        }
+        // A filter's text may hold what a client sent: it must not look like another line.
+        let message = one_line(record.message);
+        let filter = record.plugin;
+        match record.level {
+            LogLevel::Trace => tracing::trace!(target: "portcullis::filter", filter, "{message}"),
+            LogLevel::Debug => tracing::debug!(target: "portcullis::filter", filter, "{message}"),
+            LogLevel::Info => tracing::info!(target: "portcullis::filter", filter, "{message}"),
+            LogLevel::Warn => tracing::warn!(target: "portcullis::filter", filter, "{message}"),
+            LogLevel::Error | LogLevel::Critical => tracing::error!(target: "portcullis::filter", filter, "{message}"),
+        }
+    }
+
+    fn unix_nanos(&self) -> u64 {
+        unix_nanos()
+    }
+
+    fn monotonic(&self) -> Duration {
+        Instant::now().duration_since(self.plan.epoch)
+    }
+
+    fn has_upstream(&self, name: &str) -> bool {
+        self.plan.policy.upstream_named(name).is_some()
+    }
+
+    fn log_level(&self) -> LogLevel {
+        use tracing::level_filters::LevelFilter;
+        match LevelFilter::current() {
+            LevelFilter::TRACE => LogLevel::Trace,
+            LevelFilter::DEBUG => LogLevel::Debug,
+            LevelFilter::INFO => LogLevel::Info,
+            LevelFilter::WARN => LogLevel::Warn,
+            _ => LogLevel::Error,
+        }
+    }
+
+    fn lint(&mut self, lint: &Lint<'_>) {
+        tracing::debug!(
+            target: "portcullis::filter",
+            filter = lint.plugin, callback = lint.callback, call = lint.call, "{}", lint.reason
+        );
+    }
+}
+
+fn one_line(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.contains(|c: char| c.is_control()) {
+        return text.into();
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line.into()
+}
+
+pub(crate) fn unix_nanos() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,505 @@
+//! [`Exchange`]: one request and its response between the client's connection, the filters and the upstream; and
+//! [`drive`], the task that moves it along and ends it.
+//!
+//! The client's side (hyper) takes from the response's outbox and drops it when the client is gone; the driver reads the
+//! request's body into the filters, forwards what they release, reads the response back, and finishes the stream in the
+//! filters exactly once, whatever happened.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use portcullis_abi::{Direction, Ending, LocalResponse, StreamId, UpstreamInfo};
+use portcullis_config::{Action, Route, Target};
+use tokio::time::Instant;
+
+use crate::access_log::Entry;
+use crate::connection::Connection;
+use crate::core::Core;
+use crate::failure::{self, UpstreamFailure, flag};
+use crate::message::{self, BodyLength};
+use crate::outbox::{Bell, Head, Outbox};
+use crate::released::Released;
+use crate::upstream::{Lease, RequestBody, SendFailure, Upstream, failure_of};
+
+/// How long a request may stand still, whoever is to blame. Envoy's default.
+pub(crate) const STREAM_IDLE: Duration = Duration::from_secs(300);
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Exchange {
+    pub(crate) request: Rc<Outbox>,
+    pub(crate) response: Rc<Outbox>,
+    /// Rung when one of the flags below changes.
+    changed: Bell,
+    /// The filters or the host answer; the upstream is no longer wanted.
+    answered: Cell<bool>,
+    cancelled: Cell<bool>,
+    reset: Cell<bool>,
+    /// hyper has all of the response.
+    delivered: Cell<bool>,
+    client_gone: Cell<bool>,
+    /// Counts whatever moved, for the idle watch.
+    movements: Cell<u64>,
+    request_complete: Cell<bool>,
+    pub(crate) notes: RefCell<Notes>,
+}
+
+/// What the access log says of a request once it is over.
+#[derive(Default)]
+pub(crate) struct Notes {
+    pub(crate) status: Option<u16>,
+    pub(crate) details: Option<Rc<str>>,
+    pub(crate) flags: u64,
+    pub(crate) upstream: Option<Rc<str>>,
+    pub(crate) upstream_address: Option<SocketAddr>,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+}
+
+impl Exchange {
+    pub(crate) fn touch(&self) {
+        self.movements.set(self.movements.get().wrapping_add(1));
+    }
+
+    pub(crate) fn answered_here(&self) {
+        self.answered.set(true);
+        self.changed.ring();
+    }
+
+    pub(crate) fn cancel_upstream(&self) {
+        self.cancelled.set(true);
+        self.request.break_off();
+        self.changed.ring();
+    }
+
+    pub(crate) fn reset(&self) {
+        self.reset.set(true);
+        self.request.break_off();
+        self.response.break_off();
+        self.changed.ring();
+    }
+
+    pub(crate) fn readable(&self, direction: Direction) {
+        match direction {
+            Direction::Request => self.request.wake_filler(),
+            Direction::Response => self.response.wake_filler(),
+        }
+    }
+
+    /// The client has the whole response, or hyper will see to it.
+    pub(crate) fn delivered(&self) {
+        self.delivered.set(true);
+        self.changed.ring();
+    }
+
+    pub(crate) fn client_gone(&self) {
+        self.client_gone.set(true);
+        self.changed.ring();
+    }
+
+    pub(crate) fn request_is_complete(&self) -> bool {
+        self.request_complete.get()
+    }
+
+    fn wants_upstream(&self) -> bool {
+        !(self.answered.get() || self.cancelled.get() || self.is_over())
+    }
+
+    fn is_over(&self) -> bool {
+        self.reset.get() || self.delivered.get() || self.client_gone.get()
+    }
+}
+
+/// One request's way through the proxy, as its driver needs it.
+pub(crate) struct Journey {
+    pub(crate) core: Rc<Core>,
+    pub(crate) connection: Rc<Connection>,
+    pub(crate) exchange: Rc<Exchange>,
+    pub(crate) id: StreamId,
+    pub(crate) route: usize,
+    pub(crate) target: Target,
+    pub(crate) started: Instant,
+    pub(crate) method: http::Method,
+    pub(crate) request_id: Rc<str>,
+    pub(crate) client: SocketAddr,
+}
+
+/// Moves a request along until it is over, then ends it in the filters and writes its log line.
+pub(crate) async fn drive(journey: Journey, body: Option<Incoming>) {
+    {
+        let exchange = &journey.exchange;
+        let work = async {
+            tokio::join!(journey.read_request(body), journey.forward());
+        };
+        let mut work = std::pin::pin!(Some(work));
+        let mut watch = std::pin::pin!(journey.watch());
+        poll_fn(|cx| {
+            if exchange.is_over() {
+                return Poll::Ready(());
+            }
+            // Once an answer was made here, neither the rest of the request nor the upstream is wanted: dropping the
+            // work drops the connection to the upstream, unless it is done with its response.
+            if !exchange.wants_upstream() {
+                work.set(None);
+            } else if let Some(busy) = work.as_mut().as_pin_mut()
+                && busy.poll(cx).is_ready()
+            {
+                work.set(None);
+            }
+            if watch.as_mut().poll(cx).is_ready() || exchange.is_over() {
+                return Poll::Ready(());
+            }
+            if !exchange.wants_upstream() {
+                work.set(None);
+            }
+            exchange.changed.wait(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+    journey.end();
+}
+
+impl Journey {
+    fn route(&self) -> Option<&Route> {
+        self.core.plan.policy.routes.get(self.route)
+    }
+
+    /// Reads the request's body into the filters.
+    async fn read_request(&self, body: Option<Incoming>) {
+        let Some(body) = body else {
+            self.exchange.request_complete.set(true);
+            return;
+        };
+        let deadline = self.started + self.connection.limits.request_timeout;
+        if tokio::time::timeout_at(deadline, self.read_body(body)).await.is_err() {
+            self.fail(failure::request_timeout(), flag::DOWNSTREAM_PROTOCOL_ERROR);
+        }
+    }
+
+    async fn read_body(&self, mut body: Incoming) {
+        loop {
+            self.room(&self.exchange.request, Direction::Request).await;
+            let Some(frame) = body.frame().await else {
+                // Only a body without a length that ends in an empty chunk comes here; others say so with their last
+                // frame.
+                if !self.exchange.request_complete.replace(true) {
+                    self.core.with(|worker| worker.request_body(self.id, Bytes::new(), true));
+                }
+                return;
+            };
+            self.exchange.touch();
+            match frame.map(hyper::body::Frame::into_data) {
+                Ok(Ok(data)) => {
+                    let ended = body.is_end_stream();
+                    self.exchange.request_complete.set(ended);
+                    let bytes = data.len() as u64;
+                    self.exchange.notes.borrow_mut().request_bytes += bytes;
+                    self.core.metrics.request_bytes.add(bytes);
+                    self.core.with(|worker| worker.request_body(self.id, data, ended));
+                    if ended {
+                        return;
+                    }
+                }
+                Ok(Err(frame)) => {
+                    let Ok(trailers) = frame.into_trailers() else { continue };
+                    self.exchange.request_complete.set(true);
+                    let fields = message::trailer_fields(&trailers);
+                    self.core.with(|worker| worker.request_trailers(self.id, fields));
+                    return;
+                }
+                Err(_) if self.connection.gate.body_violation().is_some() => {
+                    self.fail(UpstreamFailure::RequestBroken.response(), flag::DOWNSTREAM_PROTOCOL_ERROR);
+                    return;
+                }
+                Err(_) => {
+                    self.exchange.client_gone();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until the filters and the receiver take more.
+    async fn room(&self, outbox: &Outbox, direction: Direction) {
+        poll_fn(|cx: &mut Context<'_>| {
+            if outbox.is_broken() || self.core.may_read(self.id, direction) {
+                return outbox.poll_room(cx);
+            }
+            outbox.wait_as_filler(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Sends what the filters release to where the route leads, and brings the response back.
+    async fn forward(&self) {
+        let Some(head) = poll_fn(|cx| self.exchange.request.poll_head(cx)).await else { return };
+        let cleared = self.core.with(|worker| worker.route_cleared(self.id));
+        let routed = if cleared { self.route_again(&head.fields) } else { None };
+        let (route, target) = match &routed {
+            Some(Routed::Found { route, target }) => (self.core.plan.policy.routes.get(*route), target),
+            Some(Routed::Nowhere) => (None, &self.target),
+            None => (self.route(), &self.target),
+        };
+        let Some(route) = route else {
+            self.fail(failure::route_not_found(), flag::NO_ROUTE);
+            return;
+        };
+        match &route.action {
+            Action::Respond(response) => {
+                let mut answer = LocalResponse::default();
+                answer.status = response.status;
+                answer.details = "direct_response".into();
+                answer.body = Bytes::copy_from_slice(response.body.as_bytes());
+                answer.fields =
+                    response.fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+                self.fail(answer, 0);
+            }
+            Action::Upstream(index) => match self.core.upstreams.get(*index) {
+                Some(upstream) => {
+                    self.exchange.notes.borrow_mut().upstream = Some(upstream.name().into());
+                    self.to_upstream(upstream, route, target, &head).await;
+                }
+                None => self.fail(UpstreamFailure::Resolve.response(), flag::NO_ROUTE),
+            },
+            Action::Operator(_) => {
+                self.fail(failure::answer(503, "operators_unavailable", "no healthy upstream"), flag::NO_ROUTE);
+            }
+        }
+    }
+
+    fn route_again(&self, fields: &portcullis_abi::FieldMap) -> Option<Routed> {
+        let target = Target::parse(fields.get(b":path").unwrap_or_default()).ok()?;
+        Some(match self.core.plan.route(fields, &target) {
+            Some(route) => Routed::Found { route, target },
+            None => Routed::Nowhere,
+        })
+    }
+
+    async fn to_upstream(&self, upstream: &Rc<Upstream>, route: &Route, target: &Target, head: &Head) {
+        // Time counts from the end of the request, as in Envoy: a slow client is not the upstream's fault.
+        let late = async {
+            poll_fn(|cx| self.exchange.request.poll_ended(cx)).await;
+            tokio::time::sleep(route.timeout).await;
+        };
+        let exchanged = tokio::select! {
+            biased;
+            exchanged = self.exchange_with(upstream, route, target, head) => exchanged,
+            () = late => Err(UpstreamFailure::ResponseTimeout),
+        };
+        if let Err(failure) = exchanged
+            && self.exchange.wants_upstream()
+        {
+            upstream.count(failure);
+            self.fail(failure.response(), failure.flags());
+        }
+    }
+
+    async fn exchange_with(
+        &self,
+        upstream: &Rc<Upstream>,
+        route: &Route,
+        target: &Target,
+        head: &Head,
+    ) -> Result<(), UpstreamFailure> {
+        let path = self.upstream_path(route, target, head);
+        let request = || {
+            let length = if head.end_of_stream {
+                BodyLength::None
+            } else {
+                self.exchange.request.whole_length().map_or(BodyLength::AsSaid, BodyLength::Exactly)
+            };
+            let host = route.host_rewrite.as_deref();
+            message::outbound_request(&head.fields, &path, host, upstream.http2_scheme(), length).map(|request| {
+                let promised = message::promised_length(request.headers());
+                request.map(|()| match head.end_of_stream {
+                    true => RequestBody::Empty,
+                    false => RequestBody::Released(Released::new(Rc::clone(&self.exchange.request), promised)),
+                })
+            })
+        };
+        let mut fresh = false;
+        let (response, lease) = loop {
+            let mut lease = upstream.lease(fresh).await?;
+            self.exchange.notes.borrow_mut().upstream_address = lease.address;
+            let request = request().map_err(|error| {
+                tracing::error!(request_id = %self.request_id, %error, "the filters wrote a request that cannot be sent");
+                UpstreamFailure::Unsendable
+            })?;
+            match lease.send(request).await {
+                Ok(response) => break (response, lease),
+                // A kept connection may have been closed by the server at this very moment. Then nothing was lost if
+                // nothing was written, or if the request has no body and no effect (RFC 9110, section 9.2.2).
+                Err(failed) if lease.reused && !fresh && self.may_send_again(&failed, head.end_of_stream) => {
+                    fresh = true
+                }
+                Err(failed) => return Err(failed.failure),
+            }
+        };
+        self.bring_back(response, lease).await
+    }
+
+    fn may_send_again(&self, failed: &SendFailure, bodiless: bool) -> bool {
+        let untouched = bodiless || (failed.unsent && !self.exchange.request.was_taken_from());
+        untouched && (failed.unsent || (failed.unanswered && self.method.is_safe()))
+    }
+
+    /// The path that the upstream sees: rewritten by the route, unless a filter has written another one.
+    fn upstream_path(&self, route: &Route, target: &Target, head: &Head) -> Vec<u8> {
+        let path = head.fields.get(b":path").unwrap_or(b"/");
+        if path == target.as_bytes() {
+            return route.upstream_target(target).into_owned();
+        }
+        match Target::parse(path) {
+            Ok(changed) if route.path.matches(changed.path()) => route.upstream_target(&changed).into_owned(),
+            _ => path.to_vec(),
+        }
+    }
+
+    async fn bring_back(&self, response: http::Response<Incoming>, lease: Lease) -> Result<(), UpstreamFailure> {
+        let (head, mut body) = response.into_parts();
+        let ended = body.is_end_stream();
+        let info = UpstreamInfo { address: lease.address };
+        self.core.with(|worker| {
+            worker.upstream_info(self.id, info);
+            worker.response_headers(self.id, message::response_fields(&head), ended);
+        });
+        if ended {
+            lease.give_back();
+            return Ok(());
+        }
+        loop {
+            self.room(&self.exchange.response, Direction::Response).await;
+            if !self.exchange.wants_upstream() {
+                return Ok(());
+            }
+            let Some(frame) = body.frame().await else {
+                self.core.with(|worker| worker.response_body(self.id, Bytes::new(), true));
+                break;
+            };
+            self.exchange.touch();
+            match frame.map_err(|error| failure_of(&error))?.into_data() {
+                Ok(data) => {
+                    let ended = body.is_end_stream();
+                    self.core.with(|worker| worker.response_body(self.id, data, ended));
+                    if ended {
+                        break;
+                    }
+                }
+                Err(frame) => {
+                    let Ok(trailers) = frame.into_trailers() else { continue };
+                    let fields = message::trailer_fields(&trailers);
+                    self.core.with(|worker| worker.response_trailers(self.id, fields));
+                    break;
+                }
+            }
+        }
+        lease.give_back();
+        Ok(())
+    }
+
+    /// Answers in place of the upstream; where a response is under way already, cuts it off.
+    fn fail(&self, response: LocalResponse, flags: u64) {
+        {
+            let mut notes = self.exchange.notes.borrow_mut();
+            notes.flags |= flags;
+        }
+        if self.exchange.response.has_begun() {
+            if self.exchange.response.is_drained() {
+                return;
+            }
+            let details: Rc<str> = response.details.as_str().into();
+            self.exchange.notes.borrow_mut().details = Some(details);
+            self.exchange.reset();
+        } else {
+            self.core.with(|worker| worker.respond(self.id, response));
+            if !self.exchange.response.has_begun() && !self.exchange.answered.get() {
+                // The filters hold a response of the upstream that will never be complete: better none than half of it.
+                self.exchange.reset();
+            }
+        }
+    }
+
+    /// Ends a request in which nothing has moved for too long.
+    async fn watch(&self) {
+        loop {
+            let before = self.exchange.movements.get();
+            tokio::time::sleep(STREAM_IDLE).await;
+            if self.exchange.movements.get() != before {
+                continue;
+            }
+            self.exchange.notes.borrow_mut().flags |= flag::STREAM_IDLE_TIMEOUT;
+            if self.exchange.response.has_begun() {
+                // A client that takes nothing: hyper waits for room in the socket and would not see the reset.
+                self.exchange.reset();
+                self.connection.abort();
+                return;
+            }
+            self.fail(failure::stream_timeout(), flag::STREAM_IDLE_TIMEOUT);
+        }
+    }
+
+    /// The one end of every request.
+    fn end(&self) {
+        let exchange = &self.exchange;
+        let complete = exchange.delivered.get();
+        if !complete {
+            exchange.request.break_off();
+            exchange.response.break_off();
+        }
+        let duration = self.started.elapsed();
+        let (ending, status) = {
+            let mut notes = exchange.notes.borrow_mut();
+            if exchange.client_gone.get() && !complete {
+                notes.flags |= flag::DOWNSTREAM_CONNECTION_TERMINATION;
+            }
+            let details = match &notes.details {
+                Some(details) => Rc::clone(details),
+                None if complete => "via_upstream".into(),
+                None if exchange.client_gone.get() => "downstream_remote_disconnect".into(),
+                None => "stream_reset".into(),
+            };
+            let ending = Ending { duration, response_code_details: details.to_string(), response_flags: notes.flags };
+            let entry = Entry {
+                method: self.method.as_str(),
+                path: self.target.path(),
+                status: notes.status,
+                details: &details,
+                flags: notes.flags,
+                duration,
+                request_bytes: notes.request_bytes,
+                response_bytes: notes.response_bytes,
+                request_id: &self.request_id,
+                client: self.client,
+                listener: &self.connection.listener_name,
+                route: self.route().map(|route| route.name.as_str()),
+                upstream: notes.upstream.as_deref(),
+                upstream_address: notes.upstream_address,
+                complete,
+            };
+            self.connection.worker.access_log.write(&entry);
+            (ending, notes.status)
+        };
+        let metrics = &self.core.metrics;
+        metrics.requests_active.decrement();
+        match status {
+            Some(status) if complete => metrics.response(status, duration),
+            _ if exchange.client_gone.get() => metrics.requests_abandoned.increment(),
+            _ => metrics.streams_reset.increment(),
+        }
+        self.core.finish(self.id, ending);
+    }
+}
+
+enum Routed {
+    Found { route: usize, target: Target },
+    Nowhere,
+}

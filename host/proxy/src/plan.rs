@@ -1,0 +1,332 @@
+//! [`Plan`]: a policy with everything loaded that all workers share: compiled modules, certificates, authorities.
+//!
+//! Made on the control thread, as a whole or not at all. What a new plan has in common with the running one (modules
+//! above all, which take long to compile) is taken over.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use portcullis_abi::{
+    Capabilities, Engine, FailurePolicy, FieldMap, Limits, Module, ModuleLimits, Plugin, Shared, SharedLimits,
+};
+use portcullis_config::{Action, Filter, ListenerTls, Policy, RequestParts, Route, Target};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::time::Instant;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::message::Lines;
+use crate::upstream::UpstreamTls;
+
+/// See the module.
+pub(crate) struct Plan {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) plugins: Vec<Arc<Plugin>>,
+    pub(crate) shared: Arc<Shared>,
+    /// By index of the upstream.
+    pub(crate) upstream_tls: Vec<Option<UpstreamTls>>,
+    /// By index of the listener.
+    pub(crate) listener_tls: Vec<Option<TlsAcceptor>>,
+    /// The moment from which filters' monotonic time counts.
+    pub(crate) epoch: Instant,
+}
+
+/// Why a policy cannot run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanError {
+    /// Where the problem lies, e.g. a file or a filter.
+    pub place: String,
+    /// What is wrong, and how to fix it.
+    pub problem: String,
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.problem)
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+fn error(place: impl Into<String>, problem: impl Into<String>) -> PlanError {
+    PlanError { place: place.into(), problem: problem.into() }
+}
+
+impl Plan {
+    /// Loads everything that the policy names.
+    pub(crate) fn load(policy: Policy, engine: &Engine, before: Option<&Plan>) -> Result<Plan, PlanError> {
+        let mut plugins = Vec::with_capacity(policy.filters.len());
+        for filter in &policy.filters {
+            plugins.push(Arc::new(plugin(filter, &policy, engine, before)?));
+        }
+        let listener_tls = policy
+            .listeners
+            .iter()
+            .map(|listener| listener.tls.as_ref().map(acceptor).transpose())
+            .collect::<Result<_, _>>()?;
+        let mut system_roots = None;
+        let upstream_tls = policy
+            .upstreams
+            .iter()
+            .map(|upstream| {
+                let Some(tls) = &upstream.tls else { return Ok(None) };
+                connector(&upstream.name, tls, upstream.http2, &mut system_roots).map(Some)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Plan {
+            plugins,
+            shared: before.map_or_else(|| Shared::new(shared_limits(&policy)), |before| Arc::clone(&before.shared)),
+            upstream_tls,
+            listener_tls,
+            epoch: before.map_or_else(Instant::now, |before| before.epoch),
+            policy: Arc::new(policy),
+        })
+    }
+
+    /// The index of the route that a request with these fields takes.
+    pub(crate) fn route(&self, fields: &FieldMap, target: &Target) -> Option<usize> {
+        let lines = Lines(fields);
+        let parts = RequestParts {
+            method: fields.get(b":method").unwrap_or_default(),
+            authority: fields.get(b":authority").unwrap_or_default(),
+            target,
+            fields: &lines,
+        };
+        let host = portcullis_config::host_of(parts.authority);
+        self.policy.routes.iter().position(|route| route.matches(&host, &parts))
+    }
+
+    /// What filters see as `xds.cluster_name`.
+    pub(crate) fn cluster_name(&self, route: &Route) -> &str {
+        match &route.action {
+            Action::Upstream(index) => self.policy.upstreams.get(*index).map_or("", |upstream| &upstream.name),
+            Action::Operator(index) => self.policy.operators.get(*index).map_or("", |operator| &operator.name),
+            Action::Respond(_) => "",
+        }
+    }
+
+    /// How much of a body may wait in the chain: the most that one of its filters is allowed.
+    pub(crate) fn buffer_bytes(&self, route: &Route) -> usize {
+        route
+            .filters
+            .iter()
+            .filter_map(|index| self.policy.filters.get(*index))
+            .map(|filter| filter.limits.buffered_bytes.as_usize())
+            .max()
+            .unwrap_or(1024 * 1024)
+    }
+}
+
+fn plugin(filter: &Filter, policy: &Policy, engine: &Engine, before: Option<&Plan>) -> Result<Plugin, PlanError> {
+    let place = || format!("filter `{}` ({})", filter.name, filter.module_path.display());
+    if filter.settable_fields.is_some() {
+        return Err(error(
+            place(),
+            "`settable_fields` is not enforced by this version\n  hint: remove it; the filter can then write every field",
+        ));
+    }
+    let known = before.and_then(|before| {
+        let at = before.policy.filters.iter().position(|other| *other.module == *filter.module)?;
+        before.plugins.get(at).map(|plugin| plugin.module.clone())
+    });
+    let module = match known {
+        Some(module) => module,
+        None => compile(filter, engine).map_err(|problem| error(place(), problem))?,
+    };
+    let limits = &filter.limits;
+    let mut plugin = Plugin::new(&filter.name, module);
+    plugin.root_id.clone_from(&filter.root_id);
+    plugin.vm_id.clone_from(&filter.vm_id);
+    plugin.vm_configuration = filter.vm_configuration.to_vec();
+    plugin.configuration = filter.configuration.to_vec();
+    plugin.environment = environment(filter);
+    plugin.failure_policy = match filter.failure_policy {
+        portcullis_config::FailurePolicy::FailReload => FailurePolicy::Reload,
+        portcullis_config::FailurePolicy::FailClosed => FailurePolicy::Closed,
+        portcullis_config::FailurePolicy::FailOpen => FailurePolicy::Open,
+    };
+    plugin.reload_backoff = filter.reload_base_interval;
+    plugin.allow_on_headers_stop_iteration = filter.allow_on_headers_stop_iteration;
+    plugin.limits = {
+        let mut bounds = Limits::default();
+        bounds.memory_bytes_max = limits.memory.as_usize();
+        bounds.callback_time_max = limits.callback_time.0;
+        bounds.calls_max = limits.callouts as usize;
+        bounds.log_lines_per_second = limits.log_lines_per_second;
+        bounds.map_lines_max = limits.map_pairs as usize;
+        bounds.map_bytes_max = limits.map_bytes.as_usize();
+        // An edit may make a body longer than what was collected, but not without bound.
+        bounds.buffer_bytes_max = limits.buffered_bytes.as_usize().saturating_mul(2).max(bounds.buffer_bytes_max);
+        bounds.metrics_max = limits.metrics as usize;
+        bounds
+    };
+    plugin.capabilities = Capabilities {
+        functions: filter.capabilities.as_ref().map(|functions| {
+            functions.iter().map(String::as_str).chain(CALLBACKS).map(str::to_owned).collect::<BTreeSet<_>>()
+        }),
+        upstreams: Some(
+            filter
+                .allowed_upstreams
+                .iter()
+                .filter_map(|index| policy.upstreams.get(*index))
+                .map(|upstream| upstream.name.clone())
+                .collect(),
+        ),
+    };
+    Ok(plugin)
+}
+
+/// Callbacks are always delivered: a list of capabilities that forgets one would switch a check off unseen.
+const CALLBACKS: [&str; 30] = [
+    "_initialize",
+    "_start",
+    "__main_void",
+    "main",
+    "malloc",
+    "proxy_on_memory_allocate",
+    "proxy_on_context_create",
+    "proxy_on_vm_start",
+    "proxy_on_configure",
+    "proxy_validate_configuration",
+    "proxy_on_tick",
+    "proxy_on_queue_ready",
+    "proxy_on_new_connection",
+    "proxy_on_downstream_data",
+    "proxy_on_upstream_data",
+    "proxy_on_downstream_connection_close",
+    "proxy_on_request_headers",
+    "proxy_on_request_body",
+    "proxy_on_request_trailers",
+    "proxy_on_request_metadata",
+    "proxy_on_response_headers",
+    "proxy_on_response_body",
+    "proxy_on_response_trailers",
+    "proxy_on_response_metadata",
+    "proxy_on_http_call_response",
+    "proxy_on_grpc_receive",
+    "proxy_on_grpc_close",
+    "proxy_on_done",
+    "proxy_on_log",
+    "proxy_on_delete",
+];
+
+fn environment(filter: &Filter) -> Vec<(String, String)> {
+    let passed = filter.environment_pass.iter().filter_map(|name| Some((name.clone(), std::env::var(name).ok()?)));
+    filter.environment_set.iter().cloned().chain(passed).collect()
+}
+
+/// Compiles a module, in a thread of its own so that the time can be bounded.
+fn compile(filter: &Filter, engine: &Engine) -> Result<Module, String> {
+    let limit: Duration = filter.limits.compile_time.0;
+    let mut bounds = ModuleLimits::default();
+    bounds.module_bytes_max = filter.limits.module_bytes.as_usize();
+    let (sender, receiver) = channel();
+    let (engine, wasm) = (engine.clone(), filter.module.clone());
+    std::thread::Builder::new()
+        .name("compile".into())
+        .spawn(move || {
+            // The receiver is gone if the time was over: then the result is of no use.
+            drop(sender.send(Module::from_bytes(&engine, &wasm, &bounds)));
+        })
+        .map_err(|cause| format!("cannot start a thread to compile it: {cause}"))?;
+    match receiver.recv_timeout(limit) {
+        Ok(module) => module.map_err(|cause| cause.to_string()),
+        Err(RecvTimeoutError::Timeout) => Err(format!(
+            "compiling took longer than {limit:?}\n  hint: make the module smaller, or raise `limits.compile_time`"
+        )),
+        Err(RecvTimeoutError::Disconnected) => Err("the compiler failed".to_owned()),
+    }
+}
+
+/// The process has one store for all filters; each limit is the largest that a filter asks for.
+fn shared_limits(policy: &Policy) -> SharedLimits {
+    let mut limits = SharedLimits::default();
+    let largest = |of: &dyn Fn(&Filter) -> usize| policy.filters.iter().map(of).max();
+    if let Some(entries) = largest(&|filter| filter.limits.shared_data_entries as usize) {
+        limits.entries_max = entries;
+    }
+    if let Some(bytes) = largest(&|filter| filter.limits.shared_data_bytes.as_usize()) {
+        limits.bytes_max = bytes;
+    }
+    if let Some(items) = largest(&|filter| filter.limits.queue_length as usize) {
+        limits.queue_items_max = items;
+    }
+    limits
+}
+
+fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, PlanError> {
+    let at = tls.certificate_path.display().to_string();
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&tls.certificate_pem)
+        .collect::<Result<_, _>>()
+        .map_err(|cause| error(&at, format!("not a PEM certificate chain: {cause}")))?;
+    let key_at = tls.private_key_path.display().to_string();
+    let key = PrivateKeyDer::from_pem_slice(&tls.private_key_pem.0).map_err(|cause| {
+        error(&key_at, format!("not a PEM private key: {cause}\n  hint: PKCS #8, PKCS #1 and SEC 1 are read"))
+    })?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|cause| error(&at, cause.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .map_err(|cause| {
+            error(&at, format!("certificate and private key ({key_at}) do not work together: {cause}\n  hint: check that the key is this certificate's"))
+        })?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn connector(
+    upstream: &str,
+    tls: &portcullis_config::UpstreamTls,
+    http2: bool,
+    system_roots: &mut Option<Arc<rustls::RootCertStore>>,
+) -> Result<UpstreamTls, PlanError> {
+    let roots = match &tls.ca {
+        Some(authorities) => {
+            let at = authorities.path.display().to_string();
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(&authorities.pem) {
+                let certificate = certificate.map_err(|cause| error(&at, format!("not a PEM certificate: {cause}")))?;
+                roots
+                    .add(certificate)
+                    .map_err(|cause| error(&at, format!("not a certificate of an authority: {cause}")))?;
+            }
+            Arc::new(roots)
+        }
+        None => Arc::clone(match system_roots {
+            Some(roots) => roots,
+            None => system_roots.insert(load_system_roots(upstream)?),
+        }),
+    };
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|cause| error(format!("upstream `{upstream}`"), cause.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+    let server_name = ServerName::try_from(tls.server_name.clone()).map_err(|_| {
+        error(format!("upstream `{upstream}`"), format!("`{}` is no name a certificate can have", tls.server_name))
+    })?;
+    Ok(UpstreamTls { connector: TlsConnector::from(Arc::new(config)), server_name })
+}
+
+fn load_system_roots(upstream: &str) -> Result<Arc<rustls::RootCertStore>, PlanError> {
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut roots = rustls::RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(loaded.certs);
+    if added == 0 {
+        return Err(error(
+            format!("upstream `{upstream}`"),
+            "this machine trusts no certificate authority\n  hint: install the package `ca-certificates`, or name the \
+             authorities with `tls.ca`",
+        ));
+    }
+    Ok(Arc::new(roots))
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}

@@ -1,0 +1,447 @@
+//! Connections to upstreams: opened, kept, reused and counted by one worker for itself.
+//!
+//! HTTP/1.1 connections are kept per endpoint while idle; an HTTP/2 connection carries many streams. A kept connection
+//! can be closed by its server at the very moment it is used; [`Lease::send`] says whether a failed request can have
+//! had any effect, and only where it cannot the caller may send it again.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use portcullis_config::Endpoint;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::failure::UpstreamFailure;
+use crate::metrics::{Counter, Registry};
+use crate::released::{BrokenOff, Released};
+
+/// Idle connections kept per endpoint.
+const IDLE_MAX: usize = 64;
+/// How long a connection is kept unused. Below the 5 s after which common servers close theirs, so that we close first.
+const IDLE_TIME: Duration = Duration::from_secs(4);
+/// Bytes of a response's head, and its number of fields.
+const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+const RESPONSE_FIELDS_MAX: usize = 256;
+
+/// Runs hyper's futures on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// TLS towards one upstream; made once per policy.
+#[derive(Clone)]
+pub(crate) struct UpstreamTls {
+    pub(crate) connector: TlsConnector,
+    pub(crate) server_name: ServerName<'static>,
+}
+
+/// One upstream, as one worker sees it.
+pub(crate) struct Upstream {
+    settings: portcullis_config::Upstream,
+    tls: Option<UpstreamTls>,
+    endpoints: Vec<EndpointState>,
+    next: Cell<usize>,
+    open: Cell<usize>,
+    failures: Vec<Arc<Counter>>,
+    connections: Arc<Counter>,
+}
+
+#[derive(Default)]
+struct EndpointState {
+    idle: RefCell<Vec<(http1::SendRequest<RequestBody>, Option<SocketAddr>, Instant)>>,
+    shared: RefCell<Option<(http2::SendRequest<RequestBody>, Option<SocketAddr>)>>,
+}
+
+/// A connection to send one request on.
+pub(crate) struct Lease {
+    upstream: Rc<Upstream>,
+    endpoint: usize,
+    sender: Sender,
+    /// Whether the connection carried a request before.
+    pub(crate) reused: bool,
+    pub(crate) address: Option<SocketAddr>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+/// A request that got no response.
+pub(crate) struct SendFailure {
+    pub(crate) failure: UpstreamFailure,
+    /// No byte of it was written.
+    pub(crate) unsent: bool,
+    /// The connection ended without a byte of a response.
+    pub(crate) unanswered: bool,
+}
+
+impl Upstream {
+    pub(crate) fn new(
+        settings: portcullis_config::Upstream,
+        tls: Option<UpstreamTls>,
+        registry: &Registry,
+        worker: usize,
+    ) -> Upstream {
+        let failures = UpstreamFailure::ALL
+            .iter()
+            .map(|failure| {
+                registry.counter(
+                    worker,
+                    "portcullis_upstream_failures_total",
+                    "Requests and callouts that got no whole response, by upstream and reason.",
+                    &[("upstream", &settings.name), ("reason", failure.name())],
+                )
+            })
+            .collect();
+        let connections = registry.counter(
+            worker,
+            "portcullis_upstream_connections_total",
+            "Connections opened to upstreams.",
+            &[("upstream", &settings.name)],
+        );
+        let endpoints = settings.endpoints.iter().map(|_| EndpointState::default()).collect();
+        Upstream { settings, tls, endpoints, next: Cell::new(0), open: Cell::new(0), failures, connections }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// The scheme, where HTTP/2 is spoken: there it is part of the request.
+    pub(crate) fn http2_scheme(&self) -> Option<&'static str> {
+        self.settings.http2.then_some(if self.tls.is_some() { "https" } else { "http" })
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.settings.request_timeout
+    }
+
+    pub(crate) fn count(&self, failure: UpstreamFailure) {
+        if let Some(counter) =
+            UpstreamFailure::ALL.iter().position(|each| *each == failure).and_then(|at| self.failures.get(at))
+        {
+            counter.increment();
+        }
+    }
+
+    /// A connection to the endpoint whose turn it is: a kept one unless `fresh`, else a new one.
+    pub(crate) async fn lease(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamFailure> {
+        let endpoint = self.next.get() % self.endpoints.len().max(1);
+        self.next.set(endpoint + 1);
+        let Some((state, target)) = self.endpoints.get(endpoint).zip(self.settings.endpoints.get(endpoint)) else {
+            return Err(UpstreamFailure::Connect);
+        };
+        if !fresh && let Some((sender, address)) = state.take() {
+            return Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: true, address });
+        }
+        if self.open.get() >= self.settings.max_connections && !self.close_an_idle_one() {
+            return Err(UpstreamFailure::Overflow);
+        }
+        let slot = Slot::taken(self);
+        let (sender, address) = timeout(self.settings.connect_timeout, self.connect(target, slot))
+            .await
+            .map_err(|_| UpstreamFailure::ConnectTimeout)??;
+        self.connections.increment();
+        if let Sender::Http2(sender) = &sender {
+            *state.shared.borrow_mut() = Some((sender.clone(), address));
+        }
+        Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: false, address })
+    }
+
+    /// Makes room for a connection to one endpoint at the expense of an unused one to another.
+    fn close_an_idle_one(&self) -> bool {
+        self.endpoints.iter().any(|state| state.idle.borrow_mut().pop().is_some())
+    }
+
+    async fn connect(
+        self: &Rc<Self>,
+        endpoint: &Endpoint,
+        slot: Slot,
+    ) -> Result<(Sender, Option<SocketAddr>), UpstreamFailure> {
+        match endpoint {
+            Endpoint::Address(address) => self.connect_tcp(&[*address], slot).await,
+            Endpoint::Name { host, port } => {
+                let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), *port))
+                    .await
+                    .map_err(|_| UpstreamFailure::Resolve)?
+                    .collect();
+                if addresses.is_empty() {
+                    return Err(UpstreamFailure::Resolve);
+                }
+                self.connect_tcp(&addresses, slot).await
+            }
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|_| UpstreamFailure::Connect)?;
+                Ok((self.secure(stream, slot).await?, None))
+            }
+        }
+    }
+
+    async fn connect_tcp(
+        self: &Rc<Self>,
+        addresses: &[SocketAddr],
+        slot: Slot,
+    ) -> Result<(Sender, Option<SocketAddr>), UpstreamFailure> {
+        let stream = TcpStream::connect(addresses).await.map_err(|_| UpstreamFailure::Connect)?;
+        // Requests are written whole; waiting for more would only delay them.
+        drop(stream.set_nodelay(true));
+        let address = stream.peer_addr().ok();
+        Ok((self.secure(stream, slot).await?, address))
+    }
+
+    async fn secure<S>(self: &Rc<Self>, stream: S, slot: Slot) -> Result<Sender, UpstreamFailure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        match &self.tls {
+            None => self.handshake(stream, slot).await,
+            Some(tls) => {
+                let stream = tls.connector.connect(tls.server_name.clone(), stream).await.map_err(|error| {
+                    tracing::warn!(upstream = self.name(), %error, "TLS with the upstream failed");
+                    UpstreamFailure::Connect
+                })?;
+                if self.settings.http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    tracing::warn!(upstream = self.name(), "the upstream does not offer HTTP/2 (ALPN h2)");
+                    return Err(UpstreamFailure::Protocol);
+                }
+                self.handshake(stream, slot).await
+            }
+        }
+    }
+
+    async fn handshake<S>(self: &Rc<Self>, stream: S, slot: Slot) -> Result<Sender, UpstreamFailure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let io = TokioIo::new(stream);
+        if self.settings.http2 {
+            let (sender, connection) = http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .max_header_list_size(RESPONSE_HEAD_BYTES_MAX as u32)
+                .keep_alive_interval(Duration::from_secs(20))
+                .keep_alive_timeout(Duration::from_secs(10))
+                .handshake(io)
+                .await
+                .map_err(|_| UpstreamFailure::Protocol)?;
+            drive(connection, slot);
+            Ok(Sender::Http2(sender))
+        } else {
+            let (sender, connection) = http1::Builder::new()
+                .max_headers(RESPONSE_FIELDS_MAX)
+                .max_buf_size(RESPONSE_HEAD_BYTES_MAX)
+                .handshake(io)
+                .await
+                .map_err(|_| UpstreamFailure::Protocol)?;
+            drive(connection, slot);
+            Ok(Sender::Http1(sender))
+        }
+    }
+
+    /// Closes connections that were unused for too long; called now and then by the worker.
+    pub(crate) fn close_idle(&self) {
+        let now = Instant::now();
+        for state in &self.endpoints {
+            state
+                .idle
+                .borrow_mut()
+                .retain(|(sender, _, since)| !sender.is_closed() && now.duration_since(*since) < IDLE_TIME);
+        }
+    }
+
+    fn keep(&self, endpoint: usize, sender: http1::SendRequest<RequestBody>, address: Option<SocketAddr>) {
+        let Some(state) = self.endpoints.get(endpoint) else { return };
+        let mut idle = state.idle.borrow_mut();
+        if idle.len() < IDLE_MAX {
+            idle.push((sender, address, Instant::now()));
+        }
+    }
+}
+
+impl EndpointState {
+    fn take(&self) -> Option<(Sender, Option<SocketAddr>)> {
+        let mut shared = self.shared.borrow_mut();
+        if let Some((sender, address)) = shared.as_ref() {
+            if sender.is_ready() {
+                return Some((Sender::Http2(sender.clone()), *address));
+            }
+            *shared = None;
+        }
+        let mut idle = self.idle.borrow_mut();
+        while let Some((sender, address, since)) = idle.pop() {
+            if sender.is_ready() && since.elapsed() < IDLE_TIME {
+                return Some((Sender::Http1(sender), address));
+            }
+        }
+        None
+    }
+}
+
+/// Runs a connection until it ends, and with it its slot.
+fn drive<C, E>(connection: C, slot: Slot)
+where
+    C: Future<Output = Result<(), E>> + 'static,
+{
+    tokio::task::spawn_local(async move {
+        // How it ended is told to whoever waits for a response; an idle connection's end concerns nobody.
+        drop(connection.await);
+        drop(slot);
+    });
+}
+
+/// One of the connections that an upstream may have.
+struct Slot(Rc<Upstream>);
+
+impl Slot {
+    fn taken(upstream: &Rc<Upstream>) -> Slot {
+        upstream.open.set(upstream.open.get() + 1);
+        Slot(Rc::clone(upstream))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+    }
+}
+
+impl Lease {
+    /// Sends the request and waits for the head of the response.
+    pub(crate) async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<Incoming>, SendFailure> {
+        let result = match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        };
+        let response = result.map_err(|mut failed| {
+            let unsent = failed.take_message().is_some();
+            let error = failed.into_error();
+            let unanswered = unsent || error.is_incomplete_message() || error.is_canceled() || is_reset(&error);
+            SendFailure { failure: failure_of(&error), unsent, unanswered }
+        })?;
+        // hyper drops a length that follows a coding; both in the other order reach us. Whichever the server meant,
+        // it is not a server to share a connection with.
+        let ambiguous = response.headers().contains_key(http::header::TRANSFER_ENCODING)
+            && response.headers().contains_key(http::header::CONTENT_LENGTH);
+        if ambiguous || response.status().is_informational() {
+            return Err(SendFailure { failure: UpstreamFailure::Protocol, unsent: false, unanswered: false });
+        }
+        Ok(response)
+    }
+
+    /// Keeps the connection for another request. Only after the response was read to its end.
+    pub(crate) fn give_back(self) {
+        let Lease { upstream, endpoint, sender, address, .. } = self;
+        let Sender::Http1(mut sender) = sender else { return };
+        if sender.is_ready() {
+            upstream.keep(endpoint, sender, address);
+        } else if !sender.is_closed() {
+            // hyper is a moment behind: it has yet to see that the message ended.
+            tokio::task::spawn_local(async move {
+                if matches!(timeout(IDLE_TIME, sender.ready()).await, Ok(Ok(()))) {
+                    upstream.keep(endpoint, sender, address);
+                }
+            });
+        }
+    }
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
+            );
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// What an error of hyper's client means.
+pub(crate) fn failure_of(error: &hyper::Error) -> UpstreamFailure {
+    if is_broken_request(error) {
+        // Longer or shorter than its head says: only a filter's edit can do that. (Where the client broke it off, the
+        // request is over already.)
+        UpstreamFailure::Unsendable
+    } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error) {
+        UpstreamFailure::Terminated
+    } else if error.is_parse() || error.is_parse_status() {
+        UpstreamFailure::Protocol
+    } else {
+        UpstreamFailure::Reset
+    }
+}
+
+fn is_broken_request(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.is::<BrokenOff>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The body of a request to an upstream.
+pub(crate) enum RequestBody {
+    Empty,
+    Whole(Option<Bytes>),
+    Released(Released),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self.get_mut() {
+            RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            RequestBody::Released(released) => released.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Whole(bytes) => bytes.is_none(),
+            RequestBody::Released(released) => released.is_done(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            RequestBody::Released(released) => released.left().map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
