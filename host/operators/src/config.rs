@@ -1,0 +1,675 @@
+//! What a policy file says about operators, and what can run.
+//!
+//! [`OperatorConfig`] mirrors the file; [`OperatorConfig::compile`] is the only way to an [`Operator`]. It collects all
+//! mistakes, not only the first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::egress::{Grants, Secret};
+use crate::engine::Class;
+use crate::jail::Isolation;
+
+/// One operator in the policy file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorConfig {
+    /// The entry module, relative to the policy file, e.g. `operators/hello/main.ts`.
+    pub entry: PathBuf,
+    /// Folder outside of which nothing is imported. Default: the folder of `entry`.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
+    /// What it may reach, as `host:port`, e.g. `api.example.com:443`. Public addresses only. Default: nothing.
+    #[serde(default)]
+    pub net: Vec<String>,
+    /// What it may reach although the address is private, loopback or link-local, as `host:port`. Default: nothing.
+    #[serde(default)]
+    pub private_net: Vec<String>,
+    /// Plain values of `env`. Default: none.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Values that it may use in requests without ever holding them. Default: none.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, SecretConfig>,
+    /// A store of its own, `env.kv`. Default: none.
+    #[serde(default)]
+    pub kv: Option<KvConfig>,
+    /// Files whose contents it is handed, relative to the policy file. Default: none.
+    #[serde(default)]
+    pub read: Vec<PathBuf>,
+    /// Limits; each has a default.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// How many processes.
+    #[serde(default)]
+    pub scale: ScaleConfig,
+    /// Where it runs. Default: anywhere.
+    #[serde(default)]
+    pub placement: PlacementConfig,
+    /// Runs without a just-in-time compiler: slower, but a whole class of engine flaws is out of reach.
+    #[serde(default)]
+    pub interpreter_only: bool,
+    /// Lets `eval` and `new Function` work.
+    #[serde(default)]
+    pub dangerously_allow_code_generation: bool,
+}
+
+/// Where a secret comes from and where it may go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretConfig {
+    /// A file that holds the value, relative to the policy file; a final line break is dropped.
+    pub file: PathBuf,
+    /// The only destinations to which it is sent, as `host:port`; each must be granted as well.
+    pub to: Vec<String>,
+}
+
+/// The key-value store of one operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvConfig {
+    /// Most that keys and values together may take. Default 1 MiB.
+    #[serde(default = "kv_bytes_default")]
+    pub bytes_max: u64,
+}
+
+fn kv_bytes_default() -> u64 {
+    1 << 20
+}
+
+/// Limits of one operator. Each has a named [`crate::Cause`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// From the request's arrival to the last byte of the answer.
+    pub wall_milliseconds: u64,
+    /// CPU time for one request. With several at once, what the process used is shared out among them.
+    pub cpu_milliseconds: u64,
+    /// CPU time between two requests (timers, `waitUntil`).
+    pub background_cpu_milliseconds: u64,
+    /// From a request for a process to its readiness.
+    pub start_milliseconds: u64,
+    /// JavaScript heap.
+    pub heap_mebibytes: u64,
+    /// All memory beyond what the engine needs for itself: heap, buffers, WebAssembly, private files.
+    pub memory_mebibytes: u64,
+    /// Request body.
+    pub request_bytes: u64,
+    /// Response body.
+    pub response_bytes: u64,
+    /// Requests that one process answers at the same time.
+    pub concurrency: u32,
+    /// Outgoing requests per incoming one.
+    pub subrequests: u32,
+    /// Body of an outgoing request.
+    pub subrequest_bytes: u64,
+    /// Body of the answer to an outgoing request.
+    pub subresponse_bytes: u64,
+    /// For an outgoing request, from resolution to the last byte of its answer.
+    pub subrequest_milliseconds: u64,
+    /// Log lines a second, with ten times as many at once.
+    pub log_lines_per_second: u32,
+    /// Private files (caches of the platform; gone with the process).
+    pub private_mebibytes: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            wall_milliseconds: 15_000,
+            cpu_milliseconds: 1_000,
+            background_cpu_milliseconds: 1_000,
+            start_milliseconds: 5_000,
+            heap_mebibytes: 64,
+            memory_mebibytes: 128,
+            request_bytes: 1 << 20,
+            response_bytes: 10 << 20,
+            concurrency: 64,
+            subrequests: 16,
+            subrequest_bytes: 1 << 20,
+            subresponse_bytes: 10 << 20,
+            subrequest_milliseconds: 10_000,
+            log_lines_per_second: 50,
+            private_mebibytes: 4,
+        }
+    }
+}
+
+/// How many processes of one operator there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScaleConfig {
+    /// Kept even when idle; 0 means started by the first request.
+    pub min: u32,
+    /// Never more.
+    pub max: u32,
+    /// A process above `min` without a request for so long is stopped.
+    pub idle_seconds: u64,
+}
+
+impl Default for ScaleConfig {
+    fn default() -> Self {
+        Self { min: 1, max: 2, idle_seconds: 60 }
+    }
+}
+
+/// Where an operator runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementConfig {
+    /// CPUs that run this operator and no other. Default: shared ones.
+    pub cpus: Vec<usize>,
+    /// Runs only on hosts of this pool. Default: on any.
+    pub pool: Option<String>,
+}
+
+/// Settings of the host that hold for all operators.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which missing layers are tolerated.
+    pub isolation: Isolation,
+    /// For sockets and staging; a folder of its own is made in it. Default: the system's temporary folder.
+    pub run_folder: PathBuf,
+    /// Generic processes kept ready for each class of operator.
+    pub prewarmed: usize,
+    /// Where stores are kept. Without it, `kv` is refused.
+    pub kv_folder: Option<PathBuf>,
+    /// Which pool this host belongs to.
+    pub pool: Option<String>,
+    /// First of the user ids that operators get, one each, where the host is root.
+    pub uid_first: u32,
+    /// How to start the launcher.
+    pub launcher: crate::jail::Launcher,
+    /// After a stop is asked for: how long requests may go on.
+    pub drain: Duration,
+    /// After SIGTERM: how long until SIGKILL.
+    pub kill_after: Duration,
+    /// Stack traces go to the client, too.
+    pub dev: bool,
+    /// Further certificate authorities for outgoing TLS, PEM. Beside the well-known ones.
+    pub extra_roots: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            isolation: Isolation::default(),
+            run_folder: std::env::temp_dir(),
+            prewarmed: 1,
+            kv_folder: None,
+            pool: None,
+            uid_first: 1_950_000_000,
+            launcher: crate::jail::Launcher::default(),
+            drain: Duration::from_secs(15),
+            kill_after: Duration::from_secs(2),
+            dev: false,
+            extra_roots: None,
+        }
+    }
+}
+
+/// A mistake: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// E.g. `operators.hello.net[1]`.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+    /// How to put it right.
+    pub hint: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}\n  hint: {}", self.path, self.problem, self.hint)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Limits as the running parts use them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub(crate) wall: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) background_cpu: Duration,
+    pub(crate) start: Duration,
+    pub(crate) memory_bytes: u64,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+    pub(crate) concurrency: u32,
+    pub(crate) subrequests: u32,
+    pub(crate) subrequest_bytes: u64,
+    pub(crate) subresponse_bytes: u64,
+    pub(crate) subrequest: Duration,
+    pub(crate) log_lines_per_second: u32,
+}
+
+/// An operator that can run: everything checked, nothing read yet but secrets and granted files.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Operator {
+    pub(crate) name: String,
+    pub(crate) entry: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) grants: Grants,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) kv_bytes_max: Option<u64>,
+    pub(crate) limits: Limits,
+    pub(crate) scale: ScaleConfig,
+    pub(crate) cpus: Vec<usize>,
+    pub(crate) class: Class,
+}
+
+impl fmt::Debug for Operator {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Operator").field("name", &self.name).field("entry", &self.entry).finish_non_exhaustive()
+    }
+}
+
+impl Operator {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its entry module.
+    #[must_use]
+    pub fn entry(&self) -> &Path {
+        &self.entry
+    }
+
+    /// The folder outside of which nothing is imported.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+const GRANTED_FILE_BYTES_MAX: u64 = 1 << 20;
+const GRANTED_FILES_BYTES_MAX: usize = 4 << 20;
+const NAME_BYTES_MAX: usize = 64;
+
+/// Whether a name can be used in metrics, paths and sockets.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_')
+        && !name.starts_with('-')
+}
+
+struct Mistakes<'a> {
+    operator: &'a str,
+    found: Vec<ConfigError>,
+}
+
+impl Mistakes<'_> {
+    fn add(&mut self, path: &str, problem: impl Into<String>, hint: impl Into<String>) {
+        let path = format!("operators.{}{}{path}", self.operator, if path.is_empty() { "" } else { "." });
+        self.found.push(ConfigError { path, problem: problem.into(), hint: hint.into() });
+    }
+}
+
+impl OperatorConfig {
+    /// The smallest configuration: an entry and nothing granted.
+    #[must_use]
+    pub fn new(entry: impl Into<PathBuf>) -> Self {
+        Self {
+            entry: entry.into(),
+            root: None,
+            net: Vec::new(),
+            private_net: Vec::new(),
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            kv: None,
+            read: Vec::new(),
+            limits: LimitsConfig::default(),
+            scale: ScaleConfig::default(),
+            placement: PlacementConfig::default(),
+            interpreter_only: false,
+            dangerously_allow_code_generation: false,
+        }
+    }
+
+    /// Checks everything and reads secrets and granted files. `folder` is where relative paths start: the policy file's.
+    ///
+    /// # Errors
+    /// Every mistake that was found.
+    pub fn compile(&self, name: &str, folder: &Path, settings: &Settings) -> Result<Operator, Vec<ConfigError>> {
+        let mut mistakes = Mistakes { operator: name, found: Vec::new() };
+        if !is_name(name) {
+            mistakes.add(
+                "",
+                format!("`{name}` is no name for an operator"),
+                "use 1 to 64 of a-z, 0-9, `-` and `_`, and no leading `-`",
+            );
+        }
+        let entry = folder.join(&self.entry);
+        if !entry.is_file() {
+            mistakes.add("entry", format!("there is no file `{}`", entry.display()), "paths start at the policy file");
+        }
+        let root = match &self.root {
+            Some(root) => folder.join(root),
+            None => entry.parent().unwrap_or(folder).to_owned(),
+        };
+        if !entry.starts_with(&root) {
+            mistakes.add("root", "`entry` is not inside `root`", "name a folder that holds the entry module");
+        }
+        let grants = self.grants(folder, &mut mistakes);
+        let env = self.environment(&grants, &mut mistakes);
+        let files = self.granted_files(folder, &mut mistakes);
+        if self.kv.is_some() && settings.kv_folder.is_none() {
+            mistakes.add("kv", "this host has no folder for stores", "give the host a folder for them, or remove `kv`");
+        }
+        let limits = self.limits(&mut mistakes);
+        if self.scale.max == 0 || self.scale.min > self.scale.max {
+            mistakes.add("scale", "`max` must be at least 1 and at least `min`", "e.g. `{ min: 1, max: 2 }`");
+        }
+        if let Some(pool) = &self.placement.pool
+            && settings.pool.as_ref() != Some(pool)
+        {
+            let here = settings.pool.as_deref().unwrap_or("no pool");
+            mistakes.add(
+                "placement.pool",
+                format!("this operator runs in pool `{pool}` only, and this host is in {here}"),
+                "serve it from a host of that pool",
+            );
+        }
+        let known = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        for (index, cpu) in self.placement.cpus.iter().enumerate() {
+            if *cpu >= known.max(1) {
+                mistakes.add(
+                    &format!("placement.cpus[{index}]"),
+                    format!("this machine has no CPU {cpu}"),
+                    format!("use 0 to {}", known - 1),
+                );
+            }
+        }
+        if !mistakes.found.is_empty() {
+            return Err(mistakes.found);
+        }
+        Ok(Operator {
+            name: name.to_owned(),
+            entry,
+            root,
+            grants,
+            env,
+            files,
+            kv_bytes_max: self.kv.map(|kv| kv.bytes_max),
+            limits,
+            scale: self.scale,
+            cpus: self.placement.cpus.clone(),
+            class: Class {
+                heap_bytes: self.limits.heap_mebibytes << 20,
+                memory_bytes: self.limits.memory_mebibytes << 20,
+                interpreter_only: self.interpreter_only,
+                code_generation: self.dangerously_allow_code_generation,
+                private_bytes: self.limits.private_mebibytes << 20,
+            },
+        })
+    }
+
+    fn grants(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Grants {
+        let mut grants = Grants::default();
+        for (list, name, private) in [(&self.net, "net", false), (&self.private_net, "private_net", true)] {
+            for (index, text) in list.iter().enumerate() {
+                if let Err(problem) = grants.allow(text, private) {
+                    mistakes.add(&format!("{name}[{index}]"), problem, "write `host:port`, e.g. `api.example.com:443`");
+                }
+            }
+        }
+        for (name, secret) in &self.secrets {
+            let path = format!("secrets.{name}");
+            if !is_environment_name(name) {
+                mistakes.add(&path, "not a name for `env`", "use letters, digits and `_`, and no leading digit");
+            }
+            if secret.to.is_empty() {
+                mistakes.add(&path, "`to` is empty, so it could not be used", "list where it goes, as `host:port`");
+            }
+            for (index, text) in secret.to.iter().enumerate() {
+                if !grants.is_granted(text) {
+                    mistakes.add(
+                        &format!("{path}.to[{index}]"),
+                        format!("`{text}` is not granted"),
+                        format!("add `{text}` to `net`"),
+                    );
+                }
+            }
+            let file = folder.join(&secret.file);
+            match read_limited(&file, 64 << 10).map(Secret::new) {
+                Ok(Some(value)) => grants.add_secret(name, value, &secret.to),
+                Ok(None) => mistakes.add(&path, "the value is empty or cannot stand in a header", "one line of text"),
+                Err(problem) => mistakes.add(&path, problem, "name a readable file"),
+            }
+        }
+        grants
+    }
+
+    fn environment(&self, grants: &Grants, mistakes: &mut Mistakes<'_>) -> BTreeMap<String, String> {
+        let mut env = self.env.clone();
+        for name in self.env.keys() {
+            if !is_environment_name(name) || matches!(name.as_str(), "kv" | "files" | "__proto__") {
+                mistakes.add(
+                    &format!("env.{name}"),
+                    "not a name for `env`",
+                    "use letters, digits and `_`; `kv` and `files` are taken",
+                );
+            }
+            if self.secrets.contains_key(name) {
+                mistakes.add(&format!("env.{name}"), "also a secret", "use each name once");
+            }
+        }
+        env.extend(grants.placeholders());
+        env
+    }
+
+    fn granted_files(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> BTreeMap<String, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut total = 0_usize;
+        for (index, path) in self.read.iter().enumerate() {
+            let field = format!("read[{index}]");
+            match read_limited(&folder.join(path), GRANTED_FILE_BYTES_MAX) {
+                Ok(contents) => {
+                    total = total.saturating_add(contents.len());
+                    files.insert(path.display().to_string(), contents);
+                }
+                Err(problem) => mistakes.add(&field, problem, "name a readable file of at most 1 MiB"),
+            }
+        }
+        if total > GRANTED_FILES_BYTES_MAX {
+            mistakes.add(
+                "read",
+                "the files are longer than 4 MiB together",
+                "hand over fewer, or serve them otherwise",
+            );
+        }
+        files
+    }
+
+    fn limits(&self, mistakes: &mut Mistakes<'_>) -> Limits {
+        let limits = &self.limits;
+        let positive = [
+            ("wall_milliseconds", limits.wall_milliseconds),
+            ("cpu_milliseconds", limits.cpu_milliseconds),
+            ("background_cpu_milliseconds", limits.background_cpu_milliseconds),
+            ("start_milliseconds", limits.start_milliseconds),
+            ("subrequest_milliseconds", limits.subrequest_milliseconds),
+            ("concurrency", limits.concurrency.into()),
+            ("log_lines_per_second", limits.log_lines_per_second.into()),
+            ("private_mebibytes", limits.private_mebibytes),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                mistakes.add(&format!("limits.{name}"), "must be at least 1", "leave it out for the default");
+            }
+        }
+        if !(16..=4096).contains(&limits.heap_mebibytes) {
+            mistakes.add("limits.heap_mebibytes", "must be 16 to 4096", "64 is the default");
+        }
+        if limits.memory_mebibytes < limits.heap_mebibytes || limits.memory_mebibytes > 65_536 {
+            mistakes.add(
+                "limits.memory_mebibytes",
+                "must be at least `heap_mebibytes` and at most 65536",
+                "twice the heap is usual",
+            );
+        }
+        if limits.concurrency > 4096 {
+            mistakes.add("limits.concurrency", "must be at most 4096", "raise `scale.max` instead");
+        }
+        Limits {
+            wall: Duration::from_millis(limits.wall_milliseconds),
+            cpu: Duration::from_millis(limits.cpu_milliseconds),
+            background_cpu: Duration::from_millis(limits.background_cpu_milliseconds),
+            start: Duration::from_millis(limits.start_milliseconds),
+            memory_bytes: limits.memory_mebibytes << 20,
+            request_bytes: limits.request_bytes,
+            response_bytes: limits.response_bytes,
+            concurrency: limits.concurrency,
+            subrequests: limits.subrequests,
+            subrequest_bytes: limits.subrequest_bytes,
+            subresponse_bytes: limits.subresponse_bytes,
+            subrequest: Duration::from_millis(limits.subrequest_milliseconds),
+            log_lines_per_second: limits.log_lines_per_second,
+        }
+    }
+}
+
+/// CPUs must belong to one operator each.
+///
+/// # Errors
+/// One mistake for each CPU that two operators claim, and one when none is left for the others.
+pub fn check_placement(operators: &[Operator]) -> Result<BTreeSet<usize>, Vec<ConfigError>> {
+    let mut owners: BTreeMap<usize, &str> = BTreeMap::new();
+    let mut mistakes = Vec::new();
+    for operator in operators {
+        for cpu in &operator.cpus {
+            if let Some(other) = owners.insert(*cpu, &operator.name)
+                && other != operator.name
+            {
+                mistakes.push(ConfigError {
+                    path: format!("operators.{}.placement.cpus", operator.name),
+                    problem: format!("CPU {cpu} belongs to operator `{other}` already"),
+                    hint: "a CPU in `placement` is nobody else's".to_owned(),
+                });
+            }
+        }
+    }
+    let known = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if !owners.is_empty() && owners.len() >= known {
+        mistakes.push(ConfigError {
+            path: "operators".to_owned(),
+            problem: "`placement.cpus` leaves no CPU for the host and the other operators".to_owned(),
+            hint: "leave at least one CPU unnamed".to_owned(),
+        });
+    }
+    if mistakes.is_empty() { Ok(owners.into_keys().collect()) } else { Err(mistakes) }
+}
+
+fn is_environment_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && name.len() <= NAME_BYTES_MAX
+}
+
+fn read_limited(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let said = |error: std::io::Error| format!("`{}`: {error}", path.display());
+    let metadata = std::fs::metadata(path).map_err(said)?;
+    if !metadata.is_file() || metadata.len() > bytes_max {
+        return Err(format!("`{}` is not a file of at most {bytes_max} bytes", path.display()));
+    }
+    std::fs::read(path).map_err(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("main.ts"), "export default {}").unwrap();
+        std::fs::write(folder.path().join("token"), "s3cret\n").unwrap();
+        folder
+    }
+
+    fn mistakes(change: impl FnOnce(&mut OperatorConfig)) -> Vec<String> {
+        let folder = folder();
+        let mut config = OperatorConfig::new("main.ts");
+        change(&mut config);
+        match config.compile("hello", folder.path(), &Settings::default()) {
+            Ok(_) => Vec::new(),
+            Err(mistakes) => mistakes.iter().map(|mistake| format!("{}: {}", mistake.path, mistake.problem)).collect(),
+        }
+    }
+
+    #[test]
+    fn the_smallest_configuration_grants_nothing() {
+        let folder = folder();
+        let operator = OperatorConfig::new("main.ts").compile("hello", folder.path(), &Settings::default()).unwrap();
+        assert!(operator.env.is_empty() && operator.files.is_empty() && operator.kv_bytes_max.is_none());
+        assert!(!operator.grants.is_granted("api.example.com:443"));
+        assert!(!operator.class.code_generation);
+    }
+
+    #[test]
+    fn each_mistake_names_its_place() {
+        assert_eq!(mistakes(|config| config.net = vec!["api.example.com".into()]).len(), 1);
+        assert!(
+            mistakes(|config| config.entry = "absent.ts".into())[0].starts_with("operators.hello.entry: there is no")
+        );
+        assert!(mistakes(|config| config.limits.concurrency = 0)[0].starts_with("operators.hello.limits.concurrency"));
+        assert!(
+            mistakes(|config| config.placement.cpus = vec![9999])[0].starts_with("operators.hello.placement.cpus[0]")
+        );
+        assert!(mistakes(|config| config.placement.pool = Some("acme".into()))[0].contains("in pool `acme` only"));
+        assert!(mistakes(|config| config.kv = Some(KvConfig { bytes_max: 1 }))[0].contains("no folder for stores"));
+        assert!(mistakes(|config| config.scale.max = 0)[0].starts_with("operators.hello.scale"));
+        assert!(mistakes(|config| drop(config.env.insert("kv".into(), "x".into())))[0].contains("env.kv"));
+    }
+
+    #[test]
+    fn a_secret_needs_a_granted_destination() {
+        let secret = SecretConfig { file: "token".into(), to: vec!["api.example.com:443".into()] };
+        let found = mistakes(|config| drop(config.secrets.insert("TOKEN".into(), secret.clone())));
+        assert_eq!(found, ["operators.hello.secrets.TOKEN.to[0]: `api.example.com:443` is not granted"]);
+        let found = mistakes(|config| {
+            config.net = vec!["api.example.com:443".into()];
+            config.secrets.insert("TOKEN".into(), secret);
+        });
+        assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn debug_output_never_shows_a_secret() {
+        let folder = folder();
+        let mut config = OperatorConfig::new("main.ts");
+        config.net = vec!["api.example.com:443".into()];
+        config.secrets.insert("T".into(), SecretConfig { file: "token".into(), to: config.net.clone() });
+        let operator = config.compile("hello", folder.path(), &Settings::default()).unwrap();
+        assert!(!format!("{operator:?} {:?} {:?}", operator.grants, operator.env).contains("s3cret"));
+    }
+
+    #[test]
+    fn two_operators_cannot_own_one_cpu() {
+        let folder = folder();
+        let mut config = OperatorConfig::new("main.ts");
+        config.placement.cpus = vec![0];
+        let operators = ["a", "b"].map(|name| config.compile(name, folder.path(), &Settings::default()).unwrap());
+        let mistakes = check_placement(&operators).unwrap_err();
+        assert!(mistakes[0].to_string().contains("CPU 0 belongs to operator `a` already"), "{}", mistakes[0]);
+    }
+
+    #[test]
+    fn names_are_safe_in_paths_and_metrics() {
+        assert!(is_name("hello-2_x") && is_name(&"a".repeat(64)));
+        for bad in ["", "a.b", "A", "../x", "-x", "a/b", &"a".repeat(65)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+}

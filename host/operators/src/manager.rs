@@ -1,0 +1,1103 @@
+//! Starts, feeds, watches and stops operators' processes, on a thread and runtime of its own.
+//!
+//! Workers hold an [`Operators`], which shares with the manager a table of pools and little else. The manager's thread
+//! is the parent of every process: should it end, for whatever reason, the kernel ends them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::body::BodyError;
+use crate::bundle::{Bundle, BundleError};
+use crate::call::{self, OperatorBody, OperatorError};
+use crate::cause::Cause;
+use crate::config::{Operator, Settings, check_placement};
+use crate::egress::{Egress, Resolve, SystemResolver};
+use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
+use crate::jail::{LaunchError, Report, Rlimits, Spec};
+use crate::kv::Store;
+use crate::logs::{Lines, LogBook, LogLine, Rate};
+use crate::pool::{Backoff, Counters, Pool};
+use crate::process::{Assigned, Process};
+use crate::sys;
+
+/// How often processes with a request in flight are looked at.
+const SAMPLE: Duration = Duration::from_millis(10);
+/// How often the others are.
+const SAMPLE_IDLE: Duration = Duration::from_secs(1);
+/// How long an event loop in doubt may take to answer.
+const PING: Duration = Duration::from_millis(500);
+const LAUNCH: Duration = Duration::from_secs(10);
+/// What an engine without an operator may take beyond an operator's budget, resident.
+const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
+/// Most that is read of a process's output in a second; a process that prints more waits.
+const OUTPUT_BYTES_PER_SECOND: usize = 4 << 20;
+/// User ids set aside for one host, and the number of hosts that one machine may run.
+const UIDS: u32 = 1024;
+const HOSTS: u32 = 64;
+/// Alive so long, a process counts as one that works.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// Why operators cannot be run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The folder for sockets and staging.
+    #[error("the run folder `{}`: {source}", path.display())]
+    Run {
+        /// Which folder.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// Threads, certificates and the like.
+    #[error("{what}: {source}")]
+    Setup {
+        /// What for.
+        what: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// Why one operator is not (or not in its new version) being served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Its files.
+    #[error("operator `{operator}`: {}", join(errors))]
+    Bundle {
+        /// Which.
+        operator: String,
+        /// Every mistake.
+        errors: Vec<BundleError>,
+    },
+    /// Its code threw, or is no handler.
+    #[error("operator `{operator}` cannot be loaded: {message}")]
+    Load {
+        /// Which.
+        operator: String,
+        /// What was thrown, with positions in its files.
+        message: String,
+    },
+    /// No process.
+    #[error("operator `{operator}` cannot be started: {message}")]
+    Start {
+        /// Which.
+        operator: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// The set as a whole.
+    #[error("{0}")]
+    Config(String),
+}
+
+fn join(errors: &[BundleError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// What is running, for reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessStatus {
+    /// Whose; none for a prewarmed one.
+    pub operator: Option<String>,
+    /// Process id.
+    pub pid: i32,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// What confines it.
+    pub report: Report,
+}
+
+/// A handle on the operators of a host; cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Operators {
+    shared: Arc<Shared>,
+    // Dropped with the last handle: the manager ends then.
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl fmt::Debug for Operators {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Operators").field("names", &self.names()).finish_non_exhaustive()
+    }
+}
+
+enum Command {
+    Apply(Vec<Operator>, oneshot::Sender<Result<(), Vec<ApplyError>>>),
+    Status(oneshot::Sender<Vec<ProcessStatus>>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// What outlives an operator's versions.
+type Book = (Arc<LogBook>, Arc<Counters>);
+
+#[derive(Default)]
+struct Shared {
+    table: ArcSwap<HashMap<String, Arc<Pool>>>,
+    books: Mutex<BTreeMap<String, Book>>,
+    /// Requests in flight or waiting; the sampler rests while there are none.
+    busy: AtomicU64,
+    woken: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Operators {
+    /// Starts the manager's thread. No operator runs yet: see [`Operators::apply`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(settings: Settings, engine: Arc<dyn Engine>) -> Result<Self, StartError> {
+        Self::start_with_resolver(settings, engine, Arc::new(SystemResolver))
+    }
+
+    /// As [`Operators::start`], with another way to resolve the names that operators ask for.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_with_resolver(
+        settings: Settings,
+        engine: Arc<dyn Engine>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Result<Self, StartError> {
+        let instance = Instance::claim(&settings.run_folder)
+            .map_err(|source| StartError::Run { path: settings.run_folder.clone(), source })?;
+        let egress = Egress::new(resolver, settings.extra_roots.as_deref())
+            .map_err(|source| StartError::Setup { what: "certificates for outgoing requests", source })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(8)
+            .build()
+            .map_err(|source| StartError::Setup { what: "the operators' runtime", source })?;
+        let shared = Arc::new(Shared::default());
+        let (commands, received) = mpsc::unbounded_channel();
+        let manager = Arc::new(Manager {
+            uids: Mutex::new(Uids { first: settings.uid_first + instance.number * UIDS, taken: BTreeSet::new() }),
+            settings,
+            engine,
+            egress,
+            instance,
+            shared: Arc::clone(&shared),
+            warm: Mutex::default(),
+            refill: Notify::new(),
+            next_id: AtomicU64::new(1),
+            reserved: Mutex::default(),
+            pools: Mutex::default(),
+        });
+        std::thread::Builder::new()
+            .name("operators".to_owned())
+            .spawn(move || {
+                runtime.block_on(Arc::clone(&manager).run(received));
+                // What is left of processes and their sockets goes with the tasks that hold them.
+                drop(runtime);
+                manager.instance.clean();
+            })
+            .map_err(|source| StartError::Setup { what: "the operators' thread", source })?;
+        Ok(Self { shared, commands })
+    }
+
+    /// Makes the given operators the ones that are served. What did not change goes on; what changed is replaced once
+    /// the new version answers; what is gone is drained. A version that cannot be loaded never replaces one that works.
+    ///
+    /// # Errors
+    /// One for each operator that is not served as asked; all others are.
+    pub async fn apply(&self, operators: Vec<Operator>) -> Result<(), Vec<ApplyError>> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || vec![ApplyError::Config("the operators' thread has ended".to_owned())];
+        self.commands.send(Command::Apply(operators, answer)).map_err(|_| gone())?;
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Has an operator answer a request. Limits hold from here on; the response's body keeps them, too.
+    ///
+    /// `request` has an absolute address, or a `Host` field; a scheme in its address becomes that of `request.url`.
+    ///
+    /// # Errors
+    /// [`OperatorError`], which knows the response to give instead.
+    pub async fn call<B>(&self, operator: &str, request: Request<B>) -> Result<Response<OperatorBody>, OperatorError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let fail = |cause| OperatorError { cause, operator: operator.to_owned() };
+        let pool = self.shared.table.load().get(operator).map(Arc::clone).ok_or_else(|| fail(Cause::Unknown))?;
+        let _busy = Busy::new(&self.shared);
+        pool.counters.count_request();
+        match call::call(&pool, request).await {
+            Ok(response) => Ok(response),
+            Err(cause) => {
+                pool.counters.count_cause(cause);
+                tracing::warn!(operator, cause = cause.id(), "a request was not answered by its operator");
+                Err(fail(cause))
+            }
+        }
+    }
+
+    /// Names of the operators that are served.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.shared.table.load().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Counters by name, labels as `.operator.<name>` and `.reason.<id>`.
+    #[must_use]
+    pub fn metrics(&self) -> Vec<(String, u64)> {
+        let mut metrics = Vec::new();
+        for (name, (log, counters)) in lock(&self.shared.books).iter() {
+            counters.read(name, &mut metrics);
+            metrics.push((format!("portcullis_operator_log_lines_dropped_total.operator.{name}"), log.dropped()));
+        }
+        metrics
+    }
+
+    /// The last lines of an operator's log, oldest first.
+    #[must_use]
+    pub fn recent_logs(&self, operator: &str) -> Vec<LogLine> {
+        lock(&self.shared.books).get(operator).map(|(log, _)| log.recent()).unwrap_or_default()
+    }
+
+    /// Lines of an operator's log as they come.
+    #[must_use]
+    pub fn follow_logs(&self, operator: &str) -> tokio::sync::broadcast::Receiver<LogLine> {
+        self.shared.book(operator).0.follow()
+    }
+
+    /// All processes.
+    pub async fn status(&self) -> Vec<ProcessStatus> {
+        let (answer, answered) = oneshot::channel();
+        if self.commands.send(Command::Status(answer)).is_err() {
+            return Vec::new();
+        }
+        answered.await.unwrap_or_default()
+    }
+
+    /// Answers what is in flight, ends every process, and returns when all have ended.
+    pub async fn stop(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.commands.send(Command::Stop(answer)).is_ok() {
+            let _ = answered.await;
+        }
+    }
+}
+
+/// Keeps the sampler awake.
+struct Busy<'a>(&'a Shared);
+
+impl<'a> Busy<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        if shared.busy.fetch_add(1, Ordering::AcqRel) == 0 {
+            shared.woken.notify_one();
+        }
+        Self(shared)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Shared {
+    fn book(&self, operator: &str) -> Book {
+        lock(&self.books)
+            .entry(operator.to_owned())
+            .or_insert_with(|| (Arc::new(LogBook::new(operator)), Arc::default()))
+            .clone()
+    }
+}
+
+/// A folder of this host's own, and the number that keeps its user ids apart from another host's on the same machine.
+struct Instance {
+    number: u32,
+    folder: PathBuf,
+    /// Locked as long as this host lives; the kernel unlocks it when it does not.
+    _lock: fs::File,
+}
+
+impl Instance {
+    fn claim(run_folder: &Path) -> io::Result<Self> {
+        let uid = rustix::process::geteuid().as_raw();
+        let base = run_folder.join(format!("portcullis-{uid}"));
+        match fs::DirBuilder::new().mode(0o711).create(&base) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // The folder may be in one that everybody can write to.
+        let found = fs::symlink_metadata(&base)?;
+        if !found.is_dir() || found.uid() != uid || found.mode() & 0o022 != 0 {
+            return Err(io::Error::other(format!("`{}` belongs to somebody else", base.display())));
+        }
+        for number in 0..HOSTS {
+            let lock = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(base.join(format!("host-{number}.lock")))?;
+            if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            let folder = base.join(format!("host-{number}"));
+            // Left by a host that was killed.
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            fs::DirBuilder::new().mode(0o711).recursive(true).create(folder.join("root"))?;
+            return Ok(Self { number, folder, _lock: lock });
+        }
+        Err(io::Error::other(format!("more than {HOSTS} hosts on one machine")))
+    }
+
+    fn clean(&self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+struct Uids {
+    first: u32,
+    taken: BTreeSet<u32>,
+}
+
+impl Uids {
+    fn take(&mut self) -> Option<u32> {
+        let uid = (self.first..self.first + UIDS).find(|uid| !self.taken.contains(uid))?;
+        self.taken.insert(uid);
+        Some(uid)
+    }
+}
+
+struct Manager {
+    settings: Settings,
+    engine: Arc<dyn Engine>,
+    egress: Egress,
+    instance: Instance,
+    shared: Arc<Shared>,
+    warm: Mutex<BTreeMap<Class, VecDeque<Arc<Process>>>>,
+    refill: Notify,
+    next_id: AtomicU64,
+    uids: Mutex<Uids>,
+    /// CPUs that belong to one operator each.
+    reserved: Mutex<BTreeSet<usize>>,
+    /// Every pool that has or may have processes, also the ones being drained.
+    pools: Mutex<Vec<Arc<Pool>>>,
+}
+
+/// Why a process is not serving.
+enum NotServing {
+    Launch(String),
+    Load(String),
+}
+
+impl Manager {
+    async fn run(self: Arc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let background = [tokio::spawn(Arc::clone(&self).keep_warm()), tokio::spawn(Arc::clone(&self).watch())];
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Apply(operators, answer) => {
+                    // One at a time: the next one waits in the channel.
+                    let _ = answer.send(Arc::clone(&self).apply(operators).await);
+                }
+                Command::Status(answer) => drop(answer.send(self.status())),
+                Command::Stop(answer) => {
+                    self.stop().await;
+                    let _ = answer.send(());
+                    break;
+                }
+            }
+        }
+        for task in background {
+            task.abort();
+        }
+        self.kill_all().await;
+    }
+
+    async fn stop(&self) {
+        self.shared.table.store(Arc::default());
+        let pools = lock(&self.pools).clone();
+        for pool in &pools {
+            pool.stopping.send_replace(true);
+        }
+        let deadline = Instant::now() + self.settings.drain + self.settings.kill_after + Duration::from_secs(1);
+        while !lock(&self.pools).is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn kill_all(&self) {
+        let mut processes: Vec<Arc<Process>> = std::mem::take(&mut *lock(&self.warm)).into_values().flatten().collect();
+        for pool in lock(&self.pools).iter() {
+            pool.stopping.send_replace(true);
+            processes.extend(pool.processes.load().iter().cloned());
+        }
+        for process in &processes {
+            process.kill(Cause::Stopping);
+        }
+        for process in processes {
+            let mut exited = process.exited.subscribe();
+            let _ = tokio::time::timeout(Duration::from_secs(5), exited.wait_for(Option::is_some)).await;
+        }
+    }
+
+    fn status(&self) -> Vec<ProcessStatus> {
+        let of = |process: &Arc<Process>| ProcessStatus {
+            operator: process.assigned.get().map(|assigned| assigned.pool.operator.name.clone()),
+            pid: process.pid,
+            in_flight: process.assigned.get().map_or(0, |assigned| assigned.in_flight.load(Ordering::Acquire)),
+            report: process.report.clone(),
+        };
+        let mut found: Vec<ProcessStatus> = Vec::new();
+        for pool in lock(&self.pools).iter() {
+            found.extend(pool.processes.load().iter().map(of));
+        }
+        found.extend(lock(&self.warm).values().flatten().map(of));
+        found
+    }
+
+    async fn apply(self: Arc<Self>, operators: Vec<Operator>) -> Result<(), Vec<ApplyError>> {
+        let mistakes = match check_placement(&operators) {
+            Ok(reserved) => {
+                *lock(&self.reserved) = reserved;
+                Vec::new()
+            }
+            Err(mistakes) => mistakes,
+        };
+        if !mistakes.is_empty() {
+            return Err(mistakes.iter().map(|mistake| ApplyError::Config(mistake.to_string())).collect());
+        }
+        let wanted: BTreeSet<Class> = operators.iter().map(|operator| operator.class.clone()).collect();
+        for (_, processes) in lock(&self.warm).extract_if(.., |class, _| !wanted.contains(class)) {
+            for process in processes {
+                process.kill(Cause::Stopping);
+            }
+        }
+        for class in wanted {
+            lock(&self.warm).entry(class).or_default();
+        }
+        let mut errors = Vec::new();
+        let mut table = HashMap::new();
+        for operator in operators {
+            let name = operator.name.clone();
+            let current = self.shared.table.load().get(&name).map(Arc::clone);
+            match self.version(operator, current.as_ref()).await {
+                Ok(pool) => {
+                    table.insert(name, pool);
+                }
+                Err(error) => {
+                    errors.push(error);
+                    table.extend(current.map(|current| (name, current)));
+                }
+            }
+        }
+        let old = self.shared.table.swap(Arc::new(table.clone()));
+        for (name, pool) in old.iter() {
+            if !table.get(name).is_some_and(|kept| Arc::ptr_eq(kept, pool)) {
+                pool.stopping.send_replace(true);
+            }
+        }
+        self.place_all();
+        self.refill.notify_one();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// The pool for an operator: the current one if nothing changed, else a new one with a process that answers.
+    async fn version(
+        self: &Arc<Self>,
+        operator: Operator,
+        current: Option<&Arc<Pool>>,
+    ) -> Result<Arc<Pool>, ApplyError> {
+        let name = operator.name.clone();
+        let start_error = |message: String| ApplyError::Start { operator: name.clone(), message };
+        let (entry, root) = (operator.entry.clone(), operator.root.clone());
+        let bundle = tokio::task::spawn_blocking(move || Bundle::build(&entry, &root))
+            .await
+            .map_err(|_| start_error("the bundler failed".to_owned()))?
+            .map_err(|errors| ApplyError::Bundle { operator: name.clone(), errors })?;
+        if let Some(current) = current
+            && current.operator == operator
+            && current.bundle == bundle
+        {
+            return Ok(Arc::clone(current));
+        }
+        let store = match (operator.kv_bytes_max, &self.settings.kv_folder) {
+            (Some(quota), Some(folder)) => {
+                // One store for both versions: two would not know of each other's entries.
+                let same = current.filter(|current| current.operator.kv_bytes_max == Some(quota));
+                match same.and_then(|current| current.store.clone()) {
+                    Some(store) => Some(store),
+                    None => Some(Arc::new(
+                        Store::open(folder, &name, quota).map_err(|error| start_error(error.to_string()))?,
+                    )),
+                }
+            }
+            _ => None,
+        };
+        let (log, counters) = self.shared.book(&name);
+        let pool = Arc::new(Pool::new(operator, bundle, store, log, counters));
+        let process = self.serving(&pool).await.map_err(|error| match error {
+            NotServing::Launch(message) => start_error(message),
+            NotServing::Load(message) => ApplyError::Load { operator: name.clone(), message },
+        })?;
+        lock(&self.pools).push(Arc::clone(&pool));
+        let (ended, ends) = mpsc::unbounded_channel();
+        Self::report_end(&process, &ended);
+        pool.add(&process);
+        tokio::spawn(Arc::clone(self).keep(Arc::clone(&pool), ended, ends));
+        Ok(pool)
+    }
+
+    fn report_end(process: &Arc<Process>, ended: &mpsc::UnboundedSender<Arc<Process>>) {
+        let (process, ended) = (Arc::clone(process), ended.clone());
+        tokio::spawn(async move {
+            let mut exited = process.exited.subscribe();
+            let _ = exited.wait_for(Option::is_some).await;
+            let _ = ended.send(process);
+        });
+    }
+
+    /// Keeps the right number of processes for one pool, until it is stopped and drained.
+    async fn keep(
+        self: Arc<Self>,
+        pool: Arc<Pool>,
+        ended: mpsc::UnboundedSender<Arc<Process>>,
+        mut ends: mpsc::UnboundedReceiver<Arc<Process>>,
+    ) {
+        let mut backoff = Backoff::new();
+        let mut stopping = pool.stopping.subscribe();
+        let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        let (least, most) = (size(pool.operator.scale.min), size(pool.operator.scale.max));
+        let idle = Duration::from_secs(pool.operator.scale.idle_seconds);
+        loop {
+            let alive = pool.processes.load().len();
+            let wanted = alive < least || (pool.waiting.load(Ordering::Acquire) > 0 && alive < most);
+            let pause = backoff.until(Instant::now());
+            if wanted && pause.is_none() && !*stopping.borrow() {
+                match self.serving(&pool).await {
+                    Ok(process) => {
+                        Self::report_end(&process, &ended);
+                        pool.add(&process);
+                        // What waits may want more than this one; look again when it says so.
+                        if alive + 1 >= least {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                    Err(error) => {
+                        let (cause, message) = match &error {
+                            NotServing::Launch(message) => (Cause::StartFailed, message),
+                            NotServing::Load(message) => (Cause::LoadFailed, message),
+                        };
+                        pool.log.write(0, format!("{}: {message}", cause.id()));
+                        pool.counters.count_end(cause);
+                        backoff.failed(Instant::now(), jitter());
+                        pool.set_trouble(Some(if backoff.is_loop() { Cause::CrashLoop } else { cause }));
+                    }
+                }
+                continue;
+            }
+            let rest = match (wanted, pause) {
+                (true, Some(pause)) => pause.saturating_duration_since(Instant::now()),
+                _ if alive > least => idle.min(SAMPLE_IDLE).max(Duration::from_millis(50)),
+                _ => Duration::from_secs(3600),
+            };
+            tokio::select! {
+                Some(process) = ends.recv() => {
+                    let cause = process.exited.borrow().map_or(Cause::Crashed, |ended| ended.cause);
+                    pool.remove(&process);
+                    pool.counters.count_end(cause);
+                    if cause.is_failure_of_process() {
+                        let exit = process.exited.borrow().map(|ended| ended.exit);
+                        pool.log.write(process.id, format!("the process ended: {} ({exit:?})", cause.id()));
+                        tracing::warn!(operator = %pool.operator.name, process = process.id, cause = cause.id(), "a process ended");
+                        if Duration::from_nanos(process.age()) > SETTLED {
+                            backoff.succeeded();
+                        }
+                        backoff.failed(Instant::now(), jitter());
+                        pool.set_trouble(backoff.is_loop().then_some(Cause::CrashLoop));
+                    } else {
+                        pool.set_trouble(None);
+                    }
+                }
+                () = pool.demand.notified() => {}
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+                () = tokio::time::sleep(rest) => {
+                    self.stop_idle(&pool, least, idle);
+                    let steady = pool.processes.load().iter().any(|process| Duration::from_nanos(process.age()) > SETTLED);
+                    if steady {
+                        backoff.succeeded();
+                    }
+                }
+            }
+        }
+        self.drain(&pool).await;
+        lock(&self.pools).retain(|other| !Arc::ptr_eq(other, &pool));
+    }
+
+    fn stop_idle(self: &Arc<Self>, pool: &Arc<Pool>, least: usize, idle: Duration) {
+        let processes = pool.processes.load_full();
+        let excess = processes.len().saturating_sub(least);
+        let is_idle = |process: &&Arc<Process>| {
+            process.assigned.get().is_some_and(|assigned| {
+                let since = Duration::from_nanos(assigned.idle_since.load(Ordering::Acquire));
+                assigned.in_flight.load(Ordering::Acquire) == 0
+                    && Duration::from_nanos(process.age()).saturating_sub(since) >= idle
+            })
+        };
+        for process in processes.iter().filter(is_idle).take(excess) {
+            pool.remove(process);
+            tokio::spawn(Arc::clone(self).end(Arc::clone(process)));
+        }
+    }
+
+    /// Waits for what is in flight, then ends the processes.
+    async fn drain(self: &Arc<Self>, pool: &Arc<Pool>) {
+        pool.set_trouble(Some(Cause::Stopping));
+        let ends: Vec<_> = pool
+            .processes
+            .load()
+            .iter()
+            .map(|process| tokio::spawn(Arc::clone(self).end(Arc::clone(process))))
+            .collect();
+        for end in ends {
+            let _ = end.await;
+        }
+        pool.processes.store(Arc::default());
+    }
+
+    /// Ends one process in good order: no new requests, the old ones answered, then SIGTERM, then SIGKILL.
+    async fn end(self: Arc<Self>, process: Arc<Process>) {
+        process.stopping.store(true, Ordering::Release);
+        let deadline = Instant::now() + self.settings.drain;
+        let in_flight = || process.assigned.get().map_or(0, |assigned| assigned.in_flight.load(Ordering::Acquire));
+        while process.is_alive() && in_flight() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        process.terminate();
+        let mut exited = process.exited.subscribe();
+        if tokio::time::timeout(self.settings.kill_after, exited.wait_for(Option::is_some)).await.is_err() {
+            process.kill(Cause::Stopping);
+            let _ = exited.wait_for(Option::is_some).await;
+        }
+    }
+
+    /// A process that runs the pool's code and answers.
+    async fn serving(self: &Arc<Self>, pool: &Arc<Pool>) -> Result<Arc<Process>, NotServing> {
+        let process = self.take_warm(&pool.operator.class).await.map_err(NotServing::Launch)?;
+        self.place(&process, &pool.operator.cpus);
+        let start = pool.operator.limits.start;
+        let loaded = tokio::time::timeout(start, self.load(&process, pool)).await.unwrap_or_else(|_| {
+            Err(NotServing::Load(format!("its modules did not run to their end within {start:?}")))
+        });
+        match loaded {
+            Ok(()) => {
+                pool.counters.count_start();
+                Ok(process)
+            }
+            Err(error) => {
+                process.kill(Cause::LoadFailed);
+                Err(error)
+            }
+        }
+    }
+
+    async fn load(&self, process: &Arc<Process>, pool: &Arc<Pool>) -> Result<(), NotServing> {
+        let launch = |error: &dyn fmt::Display| NotServing::Launch(error.to_string());
+        process
+            .assigned
+            .set(Assigned::new(Arc::clone(pool)))
+            .map_err(|_| launch(&"the process has an operator already"))?;
+        let operator = &pool.operator;
+        let encode = |bytes: &Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let document = Load {
+            name: operator.name.clone(),
+            code: pool.bundle.code.clone(),
+            env: operator.env.clone(),
+            files: operator.files.iter().map(|(name, bytes)| (name.clone(), encode(bytes))).collect(),
+            kv: pool.store.is_some(),
+            dev: self.settings.dev,
+        };
+        let document = serde_json::to_vec(&document).map_err(|error| launch(&error))?;
+        let response =
+            control(process, "POST", "/load", Bytes::from(document)).await.map_err(|error| launch(&error))?;
+        let (parts, body) = response;
+        if parts.status == http::StatusCode::OK {
+            return Ok(());
+        }
+        let failure: LoadFailure = serde_json::from_slice(&body).unwrap_or_default();
+        let text = if failure.stack.is_empty() { failure.message } else { failure.stack };
+        Err(NotServing::Load(pool.bundle.map_positions(&text)))
+    }
+
+    async fn take_warm(self: &Arc<Self>, class: &Class) -> Result<Arc<Process>, String> {
+        loop {
+            let warm = lock(&self.warm).get_mut(class).and_then(VecDeque::pop_front);
+            match warm {
+                Some(process) if process.is_alive() => {
+                    self.refill.notify_one();
+                    return Ok(process);
+                }
+                Some(_) => {}
+                None => return self.launch(class).await.map_err(|error| error.to_string()),
+            }
+        }
+    }
+
+    /// Keeps generic processes ready for every class in use.
+    async fn keep_warm(self: Arc<Self>) {
+        let mut backoff = Backoff::new();
+        loop {
+            let Some(class) = self.class_in_need() else {
+                self.refill.notified().await;
+                continue;
+            };
+            if let Some(until) = backoff.until(Instant::now()) {
+                tokio::time::sleep_until(until.into()).await;
+            }
+            match self.launch(&class).await {
+                Ok(process) => {
+                    backoff.succeeded();
+                    self.place(&process, &[]);
+                    match lock(&self.warm).get_mut(&class) {
+                        Some(ready) => ready.push_back(process),
+                        // The last operator of this class went meanwhile.
+                        None => process.kill(Cause::Stopping),
+                    }
+                }
+                Err(error) => {
+                    tracing::error!("cannot start a process ahead of need: {error}");
+                    backoff.failed(Instant::now(), jitter());
+                }
+            }
+        }
+    }
+
+    fn class_in_need(&self) -> Option<Class> {
+        let mut warm = lock(&self.warm);
+        for processes in warm.values_mut() {
+            processes.retain(|process| process.is_alive());
+        }
+        warm.iter().find(|(_, ready)| ready.len() < self.settings.prewarmed).map(|(class, _)| class.clone())
+    }
+
+    /// Starts a generic process and waits until it listens.
+    async fn launch(self: &Arc<Self>, class: &Class) -> Result<Arc<Process>, LaunchError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let start = self.engine.start(class);
+        let uid = lock(&self.uids).take().ok_or_else(|| LaunchError::Protocol("all user ids are in use".to_owned()))?;
+        let private = self.instance.folder.join(format!("p{id}"));
+        let spec = Spec {
+            isolation: self.settings.isolation,
+            host_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            uid,
+            staging: self.instance.folder.join("root"),
+            private_fallback: private.clone(),
+            binds: start.binds,
+            files: start.files,
+            private_bytes: class.private_bytes,
+            private_files: 64,
+            rlimits: Rlimits {
+                data_bytes: start.data_bytes.saturating_add(class.memory_bytes),
+                files: start.files_open,
+                threads: start.threads,
+            },
+            argv: start.argv,
+            env: start.env,
+            without: Vec::new(),
+        };
+        let launched = self.settings.launcher.launch(&spec, LAUNCH).await;
+        let confined = launched.inspect_err(|_| {
+            lock(&self.uids).taken.remove(&uid);
+            let _ = fs::remove_dir_all(&private);
+        })?;
+        let pid = confined.pid;
+        let (handle, directory, output, report) = confined.into_parts();
+        let signaller = handle.signaller().map_err(LaunchError::Spawn)?;
+        let own_user = report.is_active(crate::jail::Layer::Uid);
+        let user = if own_user { uid } else { rustix::process::geteuid().as_raw() };
+        let process = Arc::new(Process::new(id, pid, user, directory, signaller, report));
+        tokio::spawn({
+            let (manager, process) = (Arc::clone(self), Arc::clone(&process));
+            async move {
+                let exit = handle.wait().await.unwrap_or(crate::jail::Exit::Code(-1));
+                process.end(exit);
+                lock(&manager.uids).taken.remove(&uid);
+                let _ = fs::remove_dir_all(&private);
+                manager.refill.notify_one();
+            }
+        });
+        let killing = |error: io::Error| {
+            process.kill(Cause::StartFailed);
+            LaunchError::Spawn(error)
+        };
+        let listener = process.listen().map_err(killing)?;
+        tokio::spawn(crate::services::serve(Arc::clone(&process), listener, self.egress.clone()));
+        let (ready, is_ready) = oneshot::channel();
+        let output = pipe::Receiver::from_owned_fd(output).map_err(killing)?;
+        let said = Arc::new(Mutex::new(String::new()));
+        tokio::spawn(read_output(Arc::clone(&process), output, ready, Arc::clone(&said)));
+        match tokio::time::timeout(LAUNCH, is_ready).await {
+            Ok(Ok(())) => Ok(process),
+            Ok(Err(_)) => {
+                process.kill(Cause::StartFailed);
+                let said = lock(&said).clone();
+                Err(LaunchError::Refused { reason: format!("the engine ended before it listened: {said}") })
+            }
+            Err(_) => {
+                process.kill(Cause::StartFailed);
+                Err(LaunchError::Timeout(LAUNCH))
+            }
+        }
+    }
+
+    /// Pins a process: to its own CPUs, or to those that belong to nobody.
+    fn place(&self, process: &Process, cpus: &[usize]) {
+        let reserved = lock(&self.reserved).clone();
+        if cpus.is_empty() && reserved.is_empty() {
+            return;
+        }
+        let mut set = rustix::thread::CpuSet::new();
+        let all = std::thread::available_parallelism()
+            .map_or(1, std::num::NonZero::get)
+            .max(reserved.iter().max().map_or(0, |most| most + 1));
+        for cpu in 0..all.min(rustix::thread::CpuSet::MAX_CPU) {
+            let own = if cpus.is_empty() { !reserved.contains(&cpu) } else { cpus.contains(&cpu) };
+            if own {
+                set.set(cpu);
+            }
+        }
+        // Threads that are started later take it from the one that starts them.
+        let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
+        for thread in threads {
+            let tid =
+                thread.file_name().to_str().and_then(|tid| tid.parse().ok()).and_then(rustix::process::Pid::from_raw);
+            if let Some(tid) = tid
+                && let Err(error) = rustix::thread::sched_setaffinity(Some(tid), &set)
+            {
+                tracing::warn!(process = process.id, "cannot place a process: {error}");
+            }
+        }
+    }
+
+    fn place_all(&self) {
+        for pool in lock(&self.pools).iter() {
+            for process in pool.processes.load().iter() {
+                self.place(process, &pool.operator.cpus);
+            }
+        }
+        for process in lock(&self.warm).values().flatten() {
+            self.place(process, &[]);
+        }
+    }
+
+    /// Holds requests and processes to their limits.
+    async fn watch(self: Arc<Self>) {
+        let mut seen: HashMap<u64, u64> = HashMap::new();
+        let mut last_full = Instant::now();
+        loop {
+            if self.shared.busy.load(Ordering::Acquire) == 0 && !self.anything_in_flight() {
+                tokio::select! {
+                    () = self.shared.woken.notified() => {}
+                    () = tokio::time::sleep(SAMPLE_IDLE) => {}
+                }
+            } else {
+                tokio::time::sleep(SAMPLE).await;
+            }
+            let full = last_full.elapsed() >= Duration::from_millis(100);
+            if full {
+                last_full = Instant::now();
+            }
+            let pools = lock(&self.pools).clone();
+            let mut alive = BTreeSet::new();
+            for pool in &pools {
+                for process in pool.processes.load().iter() {
+                    alive.insert(process.id);
+                    Self::sample(pool, process, &mut seen, full);
+                }
+            }
+            seen.retain(|id, _| alive.contains(id));
+        }
+    }
+
+    fn anything_in_flight(&self) -> bool {
+        lock(&self.pools).iter().any(|pool| {
+            pool.processes.load().iter().any(|process| {
+                process.assigned.get().is_some_and(|assigned| assigned.in_flight.load(Ordering::Acquire) > 0)
+            })
+        })
+    }
+
+    fn sample(pool: &Arc<Pool>, process: &Arc<Process>, seen: &mut HashMap<u64, u64>, full: bool) {
+        let Some(assigned) = process.assigned.get() else { return };
+        let limits = &pool.operator.limits;
+        let Ok(now) = sys::process_cpu_nanoseconds(process.pid) else { return };
+        // What loading took is not charged to the first request.
+        let used = now.saturating_sub(*seen.get(&process.id).unwrap_or(&now));
+        seen.insert(process.id, now);
+        pool.counters.count_cpu(used);
+        let age = process.age();
+        let active: Vec<_> = assigned.active().collect();
+        if active.is_empty() {
+            let total = assigned.background_cpu.fetch_add(used, Ordering::AcqRel).saturating_add(used);
+            if Duration::from_nanos(total) > limits.background_cpu && assigned.in_flight.load(Ordering::Acquire) == 0 {
+                process.kill(Cause::BackgroundCpu);
+            }
+        }
+        let share = used / u64::try_from(active.len()).unwrap_or(u64::MAX).max(1);
+        let mut in_doubt = false;
+        for slot in active {
+            let cpu = slot.charge(share);
+            let late = slot.elapsed(age) > limits.wall;
+            if late && !slot.is_uploaded() {
+                slot.cancel(Cause::RequestTime);
+            } else if cpu > limits.cpu {
+                slot.cancel(Cause::CpuTime);
+                in_doubt = true;
+            } else if late {
+                slot.cancel(Cause::WallTime);
+                in_doubt = true;
+            }
+        }
+        if in_doubt && !process.suspect.swap(true, Ordering::AcqRel) {
+            tokio::spawn(clear_or_kill(Arc::clone(process)));
+        }
+        if full && resident_bytes(process.pid) > limits.memory_bytes.saturating_add(ENGINE_RESIDENT_BYTES) {
+            process.kill(Cause::Memory);
+        }
+    }
+}
+
+/// Asks an event loop in doubt whether it is alive.
+async fn clear_or_kill(process: Arc<Process>) {
+    let answered = tokio::time::timeout(PING, control(&process, "GET", "/ping", Bytes::new())).await;
+    match answered {
+        Ok(Ok((parts, _))) if parts.status == http::StatusCode::NO_CONTENT => {
+            process.suspect.store(false, Ordering::Release);
+            if let Some(assigned) = process.assigned.get() {
+                assigned.pool.set_trouble(None);
+            }
+        }
+        _ => process.kill(Cause::Stalled),
+    }
+}
+
+/// Speaks to the engine itself.
+async fn control(
+    process: &Process,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<(http::response::Parts, Bytes), BodyError> {
+    let stream = process.connect().await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move { drop(connection.await) });
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("http://{INTERNAL_AUTHORITY}{path}"))
+        .header(http::header::HOST, INTERNAL_AUTHORITY)
+        .body(Full::new(body))?;
+    let (parts, body) = sender.send_request(request).await?.into_parts();
+    let body = Limited::new(body, 1 << 20).collect().await?.to_bytes();
+    Ok((parts, body))
+}
+
+fn resident_bytes(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    pages.saturating_mul(page)
+}
+
+/// Between 0 and 1, from the clock: only to keep operators that failed together from coming back together.
+fn jitter() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    f64::from(now.subsec_nanos() % 1000) / 1000.0
+}
+
+async fn read_output(
+    process: Arc<Process>,
+    mut output: pipe::Receiver,
+    ready: oneshot::Sender<()>,
+    said: Arc<Mutex<String>>,
+) {
+    let mut ready = Some(ready);
+    let mut lines = Lines::default();
+    let mut rate: Option<Rate> = None;
+    let mut buffer = vec![0; 16 << 10];
+    let mut second = Instant::now();
+    let mut read = 0_usize;
+    let mark = READY.trim_start_matches('\u{1e}');
+    loop {
+        let length = match output.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(length) => length,
+        };
+        lines.feed(buffer.get(..length).unwrap_or_default(), |text| {
+            let Some(assigned) = process.assigned.get() else {
+                if text.ends_with(mark) {
+                    if let Some(ready) = ready.take() {
+                        let _ = ready.send(());
+                    }
+                } else {
+                    let mut said = lock(&said);
+                    if said.len() < 4096 {
+                        said.push_str(&text);
+                        said.push('\n');
+                    }
+                }
+                return;
+            };
+            handle_line(&process, assigned, &mut rate, &text);
+        });
+        read += length;
+        if read >= OUTPUT_BYTES_PER_SECOND {
+            // Slower than it prints: its own printing waits, and nobody else's.
+            let passed = second.elapsed();
+            if passed < Duration::from_secs(1) {
+                tokio::time::sleep(Duration::from_secs(1).saturating_sub(passed)).await;
+            }
+            second = Instant::now();
+            read = 0;
+        }
+    }
+    if let (Some(text), Some(assigned)) = (lines.rest(), process.assigned.get()) {
+        handle_line(&process, assigned, &mut rate, &text);
+    }
+}
+
+fn handle_line(process: &Process, assigned: &Assigned, rate: &mut Option<Rate>, text: &str) {
+    let pool = &assigned.pool;
+    // Said by the engine when it cannot go on. An operator may print the same; it only changes the name of its end.
+    let fatal = ["Fatal JavaScript out of memory", "Fatal process out of memory", "JavaScript heap out of memory"];
+    if fatal.iter().any(|mark| text.contains(mark))
+        || (text.contains("memory allocation of") && text.contains("failed"))
+    {
+        process.said_out_of_memory.store(true, Ordering::Release);
+    }
+    let now = Instant::now();
+    let rate = rate.get_or_insert_with(|| Rate::new(pool.operator.limits.log_lines_per_second, now));
+    if rate.allows(now) {
+        pool.log.write(process.id, pool.bundle.map_positions(text));
+    } else {
+        pool.log.count_dropped();
+    }
+}

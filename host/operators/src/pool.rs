@@ -1,0 +1,308 @@
+//! The processes of one operator in one version of its code, and what is counted about it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+
+use crate::bundle::Bundle;
+use crate::cause::Cause;
+use crate::config::Operator;
+use crate::egress::Refusal;
+use crate::kv::Store;
+use crate::logs::LogBook;
+use crate::process::{Flight, Process};
+
+/// One operator in one version.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) operator: Operator,
+    pub(crate) bundle: Bundle,
+    pub(crate) store: Option<Arc<Store>>,
+    pub(crate) log: Arc<LogBook>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) processes: ArcSwap<Vec<Arc<Process>>>,
+    /// Somebody waits for a process.
+    pub(crate) demand: Notify,
+    pub(crate) waiting: AtomicUsize,
+    /// A place in a process became free.
+    pub(crate) freed: Notify,
+    /// Grows with every change of `processes` or `trouble`.
+    pub(crate) changed: watch::Sender<Changed>,
+    /// Set once: the pool takes no new requests and ends when the last one is answered.
+    pub(crate) stopping: watch::Sender<bool>,
+}
+
+/// What waiting requests are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) version: u64,
+    /// Why no process can be started at the moment.
+    pub(crate) trouble: Option<Cause>,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        operator: Operator,
+        bundle: Bundle,
+        store: Option<Arc<Store>>,
+        log: Arc<LogBook>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            operator,
+            bundle,
+            store,
+            log,
+            counters,
+            processes: ArcSwap::default(),
+            demand: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            freed: Notify::new(),
+            changed: watch::Sender::new(Changed::default()),
+            stopping: watch::Sender::new(false),
+        }
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<Cause>) {
+        self.changed.send_modify(|changed| {
+            changed.version += 1;
+            changed.trouble = trouble;
+        });
+    }
+
+    pub(crate) fn add(&self, process: &Arc<Process>) {
+        self.processes.rcu(|processes| {
+            let mut processes = Vec::clone(processes);
+            processes.push(Arc::clone(process));
+            processes
+        });
+        self.set_trouble(None);
+    }
+
+    pub(crate) fn remove(&self, process: &Process) {
+        self.processes
+            .rcu(|processes| processes.iter().filter(|other| other.id != process.id).cloned().collect::<Vec<_>>());
+    }
+
+    /// The place in the process with the fewest requests.
+    fn try_acquire(&self) -> Option<Flight> {
+        let processes = self.processes.load();
+        if let [only] = processes.as_slice() {
+            return only.acquire();
+        }
+        let mut candidates: Vec<&Arc<Process>> = processes.iter().collect();
+        candidates.sort_by_key(|process| {
+            process.assigned.get().map_or(usize::MAX, |assigned| assigned.in_flight.load(Ordering::Acquire))
+        });
+        candidates.into_iter().find_map(Process::acquire)
+    }
+
+    /// A place for a request; waits for a process to start, where one may.
+    pub(crate) async fn acquire(&self) -> Result<Flight, Cause> {
+        if *self.stopping.borrow() {
+            return Err(Cause::Stopping);
+        }
+        if let Some(flight) = self.try_acquire() {
+            return Ok(flight);
+        }
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let _waiting = Waiting(&self.waiting);
+        let mut changed = self.changed.subscribe();
+        tokio::time::timeout(self.operator.limits.start, async {
+            loop {
+                let trouble = changed.borrow_and_update().trouble;
+                if let Some(flight) = self.try_acquire() {
+                    return Ok(flight);
+                }
+                if *self.stopping.borrow() {
+                    return Err(Cause::Stopping);
+                }
+                let processes = self.processes.load_full();
+                let most = usize::try_from(self.operator.scale.max).unwrap_or(usize::MAX);
+                let all_full = processes.len() >= most
+                    && processes.iter().all(|process| process.is_alive() && !process.suspect.load(Ordering::Acquire));
+                if all_full {
+                    return Err(Cause::Concurrency);
+                }
+                if processes.is_empty()
+                    && let Some(trouble) = trouble
+                {
+                    return Err(trouble);
+                }
+                self.demand.notify_one();
+                tokio::select! {
+                    changed = changed.changed() => if changed.is_err() { return Err(Cause::Stopping) },
+                    () = self.freed.notified() => {}
+                }
+            }
+        })
+        .await
+        .unwrap_or(Err(Cause::StartTime))
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What is counted about one operator, over all its versions and processes.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    requests: AtomicU64,
+    causes: [AtomicU64; Cause::ALL.len()],
+    starts: AtomicU64,
+    ends: [AtomicU64; Cause::ALL.len()],
+    cpu_nanoseconds: AtomicU64,
+    subrequests: AtomicU64,
+    subrequests_refused: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            causes: std::array::from_fn(|_| AtomicU64::new(0)),
+            starts: AtomicU64::new(0),
+            ends: std::array::from_fn(|_| AtomicU64::new(0)),
+            cpu_nanoseconds: AtomicU64::new(0),
+            subrequests: AtomicU64::new(0),
+            subrequests_refused: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Counters {
+    pub(crate) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_cause(&self, cause: Cause) {
+        if let Some(counter) = self.causes.get(cause.index()) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count_start(&self) {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_end(&self, cause: Cause) {
+        if let Some(counter) = self.ends.get(cause.index()) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count_cpu(&self, nanoseconds: u64) {
+        self.cpu_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_subrequest(&self, refusal: Option<&Refusal>) {
+        self.subrequests.fetch_add(1, Ordering::Relaxed);
+        if refusal.is_some() {
+            self.subrequests_refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Name and value, names in the style of filters' metrics: labels follow as `.label.value`.
+    pub(crate) fn read(&self, operator: &str, into: &mut Vec<(String, u64)>) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let plain = [
+            ("portcullis_operator_requests_total", read(&self.requests)),
+            ("portcullis_operator_starts_total", read(&self.starts)),
+            ("portcullis_operator_cpu_milliseconds_total", read(&self.cpu_nanoseconds) / 1_000_000),
+            ("portcullis_operator_subrequests_total", read(&self.subrequests)),
+            ("portcullis_operator_subrequests_refused_total", read(&self.subrequests_refused)),
+        ];
+        into.extend(plain.map(|(name, value)| (format!("{name}.operator.{operator}"), value)));
+        for (family, counters) in
+            [("portcullis_operator_failed_total", &self.causes), ("portcullis_operator_ends_total", &self.ends)]
+        {
+            for (cause, counter) in Cause::ALL.iter().zip(counters) {
+                let value = read(counter);
+                if value > 0 {
+                    into.push((format!("{family}.operator.{operator}.reason.{}", cause.id()), value));
+                }
+            }
+        }
+    }
+}
+
+/// Pauses between attempts to start what keeps failing.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MOST: Duration = Duration::from_secs(30);
+/// From the third failure in a row on, waiting requests are told instead of kept.
+const CRASH_LOOP_FAILURES: u32 = 3;
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self { failures: 0, until: None }
+    }
+
+    pub(crate) fn failed(&mut self, now: Instant, jitter: f64) {
+        let exponent = self.failures.min(16);
+        let pause = BACKOFF_FIRST.saturating_mul(1 << exponent).min(BACKOFF_MOST);
+        self.failures = self.failures.saturating_add(1);
+        // Half to whole, so that many operators that failed together do not come back together.
+        self.until = now.checked_add(pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0));
+    }
+
+    pub(crate) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.until = None;
+    }
+
+    pub(crate) fn is_loop(&self) -> bool {
+        self.failures >= CRASH_LOOP_FAILURES
+    }
+
+    /// When the next attempt may be made, if not now.
+    pub(crate) fn until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound() {
+        let now = Instant::now();
+        let mut backoff = Backoff::new();
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            backoff.failed(now, 1.0);
+            pauses.push(backoff.until(now).unwrap() - now);
+        }
+        assert_eq!(pauses[..3], [100, 200, 400].map(Duration::from_millis));
+        assert_eq!(pauses[11], BACKOFF_MOST);
+        assert!(backoff.is_loop());
+        backoff.succeeded();
+        assert!(!backoff.is_loop() && backoff.until(now).is_none());
+    }
+
+    #[test]
+    fn metrics_carry_operator_and_reason() {
+        let counters = Counters::default();
+        counters.count_request();
+        counters.count_cause(Cause::Memory);
+        let mut found = Vec::new();
+        counters.read("hello", &mut found);
+        assert!(found.contains(&("portcullis_operator_requests_total.operator.hello".to_owned(), 1)));
+        let failed = "portcullis_operator_failed_total.operator.hello.reason.operator_memory";
+        assert!(found.contains(&(failed.to_owned(), 1)));
+    }
+}

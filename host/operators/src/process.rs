@@ -1,0 +1,315 @@
+//! One confined process as the host sees it: requests in flight, what they used, and why it ended.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use crate::cause::Cause;
+use crate::jail::{Exit, Report, Signaller};
+use crate::pool::Pool;
+
+/// A process, generic until it is assigned to an operator.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) id: u64,
+    pub(crate) pid: i32,
+    pub(crate) report: Report,
+    private: OwnedFd,
+    /// The user it runs as.
+    uid: u32,
+    signaller: Signaller,
+    born: Instant,
+    /// 0, or 1 + the index of the cause for which the host killed it.
+    killed: AtomicUsize,
+    /// The host asked it to end.
+    pub(crate) stopping: AtomicBool,
+    /// Its event loop is in doubt: it gets no new requests until it answered.
+    pub(crate) suspect: AtomicBool,
+    /// It said something that only an engine without memory says.
+    pub(crate) said_out_of_memory: AtomicBool,
+    pub(crate) exited: watch::Sender<Option<Ended>>,
+    pub(crate) assigned: OnceLock<Assigned>,
+}
+
+/// How it ended, as far as requests are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) exit: Exit,
+    pub(crate) cause: Cause,
+}
+
+/// What a process has once it belongs to an operator.
+#[derive(Debug)]
+pub(crate) struct Assigned {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) slots: Box<[Slot]>,
+    pub(crate) in_flight: AtomicUsize,
+    /// Outgoing requests that may still be made.
+    pub(crate) credits: AtomicI64,
+    /// CPU time used while no request was in flight, in nanoseconds.
+    pub(crate) background_cpu: AtomicU64,
+    /// Milliseconds since birth when the last request ended.
+    pub(crate) idle_since: AtomicU64,
+}
+
+/// One request in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    taken: AtomicBool,
+    /// 0, or 1 + the index of the cause that ends the request.
+    cancelled: AtomicUsize,
+    /// Nanoseconds since the process's birth.
+    started: AtomicU64,
+    cpu: AtomicU64,
+    /// The client's body has arrived completely.
+    uploaded: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+const OPERATOR_SOCKET: &str = "op.sock";
+const HOST_SOCKET: &str = "host.sock";
+
+impl Process {
+    pub(crate) fn new(id: u64, pid: i32, uid: u32, private: OwnedFd, signaller: Signaller, report: Report) -> Self {
+        Self {
+            id,
+            pid,
+            report,
+            private,
+            uid,
+            signaller,
+            born: Instant::now(),
+            killed: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            said_out_of_memory: AtomicBool::new(false),
+            exited: watch::Sender::new(None),
+            assigned: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.exited.borrow().is_none() && self.killed.load(Ordering::Acquire) == 0
+    }
+
+    /// Ends it now; the first cause counts.
+    pub(crate) fn kill(&self, cause: Cause) {
+        let _ = self.killed.compare_exchange(0, cause.index() + 1, Ordering::AcqRel, Ordering::Acquire);
+        self.signaller.kill();
+    }
+
+    pub(crate) fn terminate(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.signaller.terminate();
+    }
+
+    /// Called once, when it has ended: finds the cause and tells every request in flight.
+    pub(crate) fn end(&self, exit: Exit) -> Ended {
+        let killed = self.killed.load(Ordering::Acquire).checked_sub(1).and_then(Cause::from_index);
+        let cause = match killed {
+            Some(cause) => cause,
+            None if self.said_out_of_memory.load(Ordering::Acquire) => Cause::Memory,
+            None if self.stopping.load(Ordering::Acquire) => Cause::Stopping,
+            None => Cause::Crashed,
+        };
+        let ended = Ended { exit, cause };
+        self.exited.send_replace(Some(ended));
+        if let Some(assigned) = self.assigned.get() {
+            // A loop was charged to the request that ran it, which has its answer already.
+            let others = if cause == Cause::Stalled { Cause::Bystander } else { cause };
+            for slot in assigned.slots.iter().filter(|slot| slot.taken.load(Ordering::Acquire)) {
+                slot.cancel(others);
+            }
+        }
+        ended
+    }
+
+    /// Nanoseconds since birth.
+    pub(crate) fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Connects to the engine's socket and makes sure that it is this process that listens there.
+    pub(crate) async fn connect(&self) -> io::Result<UnixStream> {
+        // An operator that broke out of its engine could have put a link to someone else's socket there. The descriptor
+        // names one inode, found without following anything, and stays the same for connect.
+        let socket = rustix::fs::openat2(
+            &self.private,
+            OPERATOR_SOCKET,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH | ResolveFlags::NO_XDEV,
+        )?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&socket)?.st_mode) != FileType::Socket {
+            return Err(io::Error::other("the engine's socket is no socket"));
+        }
+        let stream = UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await?;
+        self.check_peer(&stream)?;
+        Ok(stream)
+    }
+
+    pub(crate) fn check_peer(&self, stream: &UnixStream) -> io::Result<()> {
+        let peer = stream.peer_cred()?;
+        let same_process = peer.pid() == Some(self.pid);
+        if same_process && self.uid == peer.uid() {
+            Ok(())
+        } else {
+            Err(io::Error::other("the other end of the socket is another process"))
+        }
+    }
+
+    /// Opens the socket on which the host serves this process, inside its private directory. Called before any code
+    /// that is not ours runs in it.
+    pub(crate) fn listen(&self) -> io::Result<UnixListener> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{HOST_SOCKET}", self.private.as_fd().as_raw_fd()));
+        let listener = StdUnixListener::bind(&path)?;
+        // The directory is closed to all but this process's user.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    }
+
+    /// Takes a place for a request, if one is free and the process fit.
+    pub(crate) fn acquire(self: &Arc<Self>) -> Option<Flight> {
+        let assigned = self.assigned.get()?;
+        if !self.is_alive() || self.suspect.load(Ordering::Acquire) || self.stopping.load(Ordering::Acquire) {
+            return None;
+        }
+        let index = assigned
+            .slots
+            .iter()
+            .position(|slot| slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
+        let slot = assigned.slots.get(index)?;
+        slot.cancelled.store(0, Ordering::Release);
+        slot.cpu.store(0, Ordering::Release);
+        slot.uploaded.store(false, Ordering::Release);
+        slot.started.store(self.age(), Ordering::Release);
+        assigned.in_flight.fetch_add(1, Ordering::AcqRel);
+        assigned.background_cpu.store(0, Ordering::Release);
+        let per_request = i64::from(assigned.pool.operator.limits.subrequests);
+        let most = per_request.saturating_mul(i64::try_from(assigned.slots.len()).unwrap_or(i64::MAX));
+        let _ = assigned.credits.fetch_update(Ordering::AcqRel, Ordering::Acquire, |credits| {
+            Some(credits.saturating_add(per_request).min(most))
+        });
+        let flight = Flight { process: Arc::clone(self), index };
+        // It may have ended between the check and the taking, and then nobody would tell this request.
+        if self.exited.borrow().is_some() {
+            return None;
+        }
+        Some(flight)
+    }
+}
+
+impl Assigned {
+    pub(crate) fn new(pool: Arc<Pool>) -> Self {
+        let slots = (0..pool.operator.limits.concurrency).map(|_| Slot::default()).collect();
+        Self {
+            pool,
+            slots,
+            in_flight: AtomicUsize::new(0),
+            credits: AtomicI64::new(0),
+            background_cpu: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
+        }
+    }
+
+    /// Pays for one outgoing request.
+    pub(crate) fn spend(&self) -> bool {
+        self.credits
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |credits| (credits > 0).then(|| credits - 1))
+            .is_ok()
+    }
+
+    pub(crate) fn active(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.taken.load(Ordering::Acquire) && !slot.is_cancelled())
+    }
+}
+
+impl Slot {
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire) != 0
+    }
+
+    pub(crate) fn cancel(&self, cause: Cause) {
+        let _ = self.cancelled.compare_exchange(0, cause.index() + 1, Ordering::AcqRel, Ordering::Acquire);
+        if let Some(waker) = self.waker.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+
+    /// Adds CPU time; returns the sum.
+    pub(crate) fn charge(&self, nanoseconds: u64) -> Duration {
+        let before = self.cpu.fetch_add(nanoseconds, Ordering::AcqRel);
+        Duration::from_nanos(before.saturating_add(nanoseconds))
+    }
+
+    /// How long it has been in flight at an age of its process.
+    pub(crate) fn elapsed(&self, age: u64) -> Duration {
+        Duration::from_nanos(age.saturating_sub(self.started.load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn is_uploaded(&self) -> bool {
+        self.uploaded.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_uploaded(&self) {
+        self.uploaded.store(true, Ordering::Release);
+    }
+}
+
+/// A request's place in a process; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) process: Arc<Process>,
+    index: usize,
+}
+
+impl Flight {
+    pub(crate) fn slot(&self) -> Option<&Slot> {
+        self.process.assigned.get().and_then(|assigned| assigned.slots.get(self.index))
+    }
+
+    /// Ready with the cause once the request must end.
+    pub(crate) fn poll_cancelled(&self, context: &mut Context<'_>) -> Poll<Cause> {
+        let Some(slot) = self.slot() else { return Poll::Ready(Cause::StartFailed) };
+        let cancelled = || slot.cancelled.load(Ordering::Acquire).checked_sub(1).and_then(Cause::from_index);
+        if let Some(cause) = cancelled() {
+            return Poll::Ready(cause);
+        }
+        {
+            let mut waker = slot.waker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                *waker = Some(context.waker().clone());
+            }
+        }
+        // Whoever cancels stores first and wakes then, so this closes the gap.
+        cancelled().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    pub(crate) async fn cancelled(&self) -> Cause {
+        std::future::poll_fn(|context| self.poll_cancelled(context)).await
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let Some(assigned) = self.process.assigned.get() else { return };
+        if let Some(slot) = assigned.slots.get(self.index) {
+            slot.waker.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            slot.taken.store(false, Ordering::Release);
+        }
+        assigned.idle_since.store(self.process.age(), Ordering::Release);
+        assigned.in_flight.fetch_sub(1, Ordering::AcqRel);
+        assigned.pool.freed.notify_one();
+    }
+}
