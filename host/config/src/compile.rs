@@ -42,6 +42,12 @@ pub(crate) const SECTIONS: [&str; 11] = [
     "routes",
 ];
 
+// What compares every element with every other stays quick, and a request looks at no more routes than this.
+const LISTENERS_MAX: usize = 64;
+const FILTERS_MAX: usize = 64;
+const UPSTREAMS_MAX: usize = 1000;
+const OPERATORS_MAX: usize = 1000;
+const ROUTES_MAX: usize = 2000;
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 const CONFIGURATION_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const OPERATOR_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -54,14 +60,17 @@ const RESPONSE_BODY_BYTES_MAX: usize = 64 * 1024;
 pub fn load(path: &Path) -> Result<Policy, Mistakes> {
     let name = path.display().to_string();
     let whole_file = |problem: String, hint: &str| {
-        Mistakes::new(vec![Mistake {
-            file: name.clone(),
-            position: None,
-            source_line: None,
-            path: String::new(),
-            problem,
-            hint: Some(hint.to_owned()),
-        }])
+        Mistakes::new(
+            vec![Mistake {
+                file: name.clone(),
+                position: None,
+                source_line: None,
+                path: String::new(),
+                problem,
+                hint: Some(hint.to_owned()),
+            }],
+            0,
+        )
     };
     let base = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -98,27 +107,30 @@ pub fn compile(name: &str, text: &str, files: &dyn Files) -> Result<Policy, Mist
     let root = match yaml::parse(text) {
         Ok(root) => root,
         Err(not_yaml) => {
-            return Err(Mistakes::new(vec![Mistake {
-                file: name.to_owned(),
-                position: Some(not_yaml.at),
-                source_line: line_of(text, not_yaml.at),
-                path: String::new(),
-                problem: not_yaml.problem,
-                hint: not_yaml.hint.map(str::to_owned),
-            }]));
+            return Err(Mistakes::new(
+                vec![Mistake {
+                    file: name.to_owned(),
+                    position: Some(not_yaml.at),
+                    source_line: line_of(text, not_yaml.at),
+                    path: String::new(),
+                    problem: not_yaml.problem,
+                    hint: not_yaml.hint.map(str::to_owned),
+                }],
+                0,
+            ));
         }
     };
     let findings = RefCell::new(Vec::new());
     let reader = Reader { node: &root, path: String::new(), findings: &findings };
     let written = Written::read(&reader);
-    let mut compiler = Compiler { name, text, root: &root, files, mistakes: Vec::new() };
+    let mut compiler = Compiler { name, text, root: &root, files, mistakes: Vec::new(), unlisted: 0 };
     let policy = written.and_then(|written| compiler.policy(written));
     for finding in findings.into_inner() {
         compiler.add(finding);
     }
     match policy {
         Some(policy) if compiler.mistakes.is_empty() => Ok(policy),
-        _ => Err(Mistakes::new(compiler.mistakes)),
+        _ => Err(Mistakes::new(compiler.mistakes, compiler.unlisted)),
     }
 }
 
@@ -246,6 +258,7 @@ struct Compiler<'a> {
     root: &'a Node,
     files: &'a dyn Files,
     mistakes: Vec<Mistake>,
+    unlisted: usize,
 }
 
 /// Names that later sections refer to. `complete` is false when an element could not be read, so that its name
@@ -259,6 +272,9 @@ struct Names {
 
 impl Compiler<'_> {
     fn add(&mut self, finding: Finding) {
+        if self.is_full() {
+            return;
+        }
         let Finding { path, at, problem, hint } = finding;
         self.mistakes.push(Mistake {
             file: self.name.to_owned(),
@@ -270,7 +286,17 @@ impl Compiler<'_> {
         });
     }
 
+    /// Counts a mistake that will not be listed.
+    fn is_full(&mut self) -> bool {
+        let full = self.mistakes.len() >= Mistakes::LISTED_MAX;
+        self.unlisted += usize::from(full);
+        full
+    }
+
     fn wrong(&mut self, path: &str, problem: impl Into<String>, hint: impl Into<String>) {
+        if self.is_full() {
+            return;
+        }
         let finding = Finding {
             path: path.to_owned(),
             at: self.root.locate(path),
@@ -284,6 +310,22 @@ impl Compiler<'_> {
         if written.version.is_some_and(|version| version != 1) {
             let version = written.version.unwrap_or_default();
             self.wrong("version", format!("version {version} is not known"), "write `version: 1`");
+        }
+        for (section, count, max) in [
+            ("listeners", written.listeners.len(), LISTENERS_MAX),
+            ("filters", written.filters.len(), FILTERS_MAX),
+            ("upstreams", written.upstreams.as_ref().map_or(0, Vec::len), UPSTREAMS_MAX),
+            ("operators", written.operators.as_ref().map_or(0, Vec::len), OPERATORS_MAX),
+            ("routes", written.routes.len(), ROUTES_MAX),
+        ] {
+            if count > max {
+                self.wrong(
+                    section,
+                    format!("there are {count}, more than the {max} that are supported"),
+                    "split the policy",
+                );
+                return None;
+            }
         }
         let workers = self.workers(written.workers);
         let trusted_proxies = self.trusted_proxies(&written.trusted_proxies);

@@ -36,19 +36,21 @@ pub struct Config {
     /// here. Absent: only operators without a pool run here. Example: `acme`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// The addresses that clients connect to. At least one.
+    /// The addresses that clients connect to. At least one, at most 64.
     pub listeners: Vec<Listener>,
     /// The filters, in the order in which a request passes them; a response passes them in the reverse order.
+    /// At most 64.
     #[serde(default)]
     pub filters: Vec<Filter>,
-    /// The servers behind the proxy, by name. Filters' callouts use the same names.
+    /// The servers behind the proxy, by name. Filters' callouts use the same names. At most 1000.
     #[serde(default)]
     pub upstreams: BTreeMap<String, Upstream>,
-    /// API handlers in JavaScript or TypeScript, by name, each in a locked process of its own.
+    /// API handlers in JavaScript or TypeScript, by name, each in a locked process of its own. At most
+    /// 1000.
     #[serde(default)]
     pub operators: BTreeMap<String, Operator>,
     /// What happens to which request. The first route that matches wins; a request that none matches is answered
-    /// with 404 and meets no filter. At least one.
+    /// with 404 and meets no filter. At least one, at most 2000.
     pub routes: Vec<Route>,
 }
 

@@ -90,19 +90,29 @@ fn visible_part(line: &str, position: Position) -> (String, usize, usize) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes {
     list: Vec<Mistake>,
+    unlisted: usize,
 }
 
 impl Mistakes {
-    pub(crate) fn new(mut list: Vec<Mistake>) -> Self {
+    /// Mistakes beyond this are only counted: nobody reads them, and finding the place of each takes time.
+    pub const LISTED_MAX: usize = 100;
+
+    pub(crate) fn new(mut list: Vec<Mistake>, unlisted: usize) -> Self {
         list.sort_by_key(|mistake| mistake.position.map_or((0, 0), |at| (at.line, at.column)));
         list.dedup();
-        Self { list }
+        Self { list, unlisted }
     }
 
-    /// The mistakes, sorted by place; there is at least one.
+    /// The mistakes, sorted by place; there is at least one and at most [`Self::LISTED_MAX`].
     #[must_use]
     pub fn list(&self) -> &[Mistake] {
         &self.list
+    }
+
+    /// How many more there are.
+    #[must_use]
+    pub fn unlisted(&self) -> usize {
+        self.unlisted
     }
 }
 
@@ -114,7 +124,10 @@ impl fmt::Display for Mistakes {
             }
             write!(f, "{mistake}")?;
         }
-        Ok(())
+        match self.unlisted {
+            0 => Ok(()),
+            more => write!(f, "\n\nerror: there are {more} more mistakes"),
+        }
     }
 }
 

@@ -298,3 +298,84 @@ fn without_final_dot(authority: &[u8]) -> Cow<'_, [u8]> {
         _ => Cow::Borrowed(authority),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_compared_without_port_dot_and_case() {
+        for (authority, host) in [
+            ("api.example.com", "api.example.com"),
+            ("API.Example.com:8443", "api.example.com"),
+            ("api.example.com.", "api.example.com"),
+            ("api.example.com.:80", "api.example.com"),
+            ("[::1]", "[::1]"),
+            ("[::1]:80", "[::1]"),
+            ("127.0.0.1:80", "127.0.0.1"),
+        ] {
+            assert_eq!(host_of(authority.as_bytes()), host.as_bytes(), "{authority}");
+        }
+    }
+
+    #[test]
+    fn authorities_that_can_be_read_in_two_ways_are_refused() {
+        for authority in ["a", "a.b-c_d", "A.b:1", "a:65535", "[::1]", "[::ffff:1.2.3.4]:80", "1.2.3.4"] {
+            assert_eq!(normal_authority(authority.as_bytes()).as_deref(), Some(authority.as_bytes()), "{authority}");
+        }
+        assert_eq!(normal_authority(b"a.b.").as_deref(), Some(&b"a.b"[..]));
+        assert_eq!(normal_authority(b"a.b.:80").as_deref(), Some(&b"a.b:80"[..]));
+        for authority in [
+            "", ".", "..", "a..", "a..b", ".a", ":80", "a:", "a:x", "a:123456", "a:+1", "a:80:80", "u@a", "a,b", "a b",
+            "a%2eb", "a/b", "a?b", "::1", "[::1", "::1]", "[]", "[g]", "[::1]x", "\u{e9}",
+        ] {
+            assert_eq!(normal_authority(authority.as_bytes()), None, "{authority}");
+        }
+    }
+
+    #[test]
+    fn host_patterns_cover_what_they_match() {
+        let exact = HostPattern::Exact("a.b.c".to_owned());
+        let near = HostPattern::Below(".b.c".to_owned());
+        let far = HostPattern::Below(".c".to_owned());
+        assert!(near.matches(b"a.b.c") && near.matches(b"x.a.b.c"));
+        assert!(!near.matches(b"b.c") && !near.matches(b".b.c") && !near.matches(b"ab.c"));
+        for (wide, narrow) in [(&HostPattern::Any, &far), (&far, &near), (&near, &exact), (&HostPattern::Any, &exact)] {
+            assert!(wide.covers(narrow) && wide.covers(wide) && !narrow.covers(wide), "{wide:?} {narrow:?}");
+        }
+    }
+
+    #[test]
+    fn path_patterns_respect_segments() {
+        let prefix = PathPattern::Prefix("/a".to_owned());
+        assert!(prefix.matches(b"/a") && prefix.matches(b"/a/") && prefix.matches(b"/a/b"));
+        assert!(!prefix.matches(b"/ab") && !prefix.matches(b"/A"));
+        let below = PathPattern::Below("/a/".to_owned());
+        assert!(below.matches(b"/a/") && below.matches(b"/a/b") && !below.matches(b"/a"));
+        let template = PathPattern::Template(vec![
+            Segment::Text("a".to_owned()),
+            Segment::Variable("b".to_owned()),
+            Segment::Text("c".to_owned()),
+        ]);
+        assert!(template.matches(b"/a/x/c"));
+        for path in ["/a/x", "/a//c", "/a/x/c/", "/a/x/y/c", "/a/x/d", "/"] {
+            assert!(!template.matches(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn one_line_of_a_repeated_field_is_enough() {
+        let condition = |test| FieldCondition { name: "x-a".to_owned(), test };
+        let lines: [(&[u8], &[u8]); 2] = [(b"X-A", b"1"), (b"x-a", b"2")];
+        assert!(condition(FieldTest::Exact("2".to_owned())).holds(&lines));
+        assert!(!condition(FieldTest::Exact("1,2".to_owned())).holds(&lines));
+        assert!(condition(FieldTest::Present).holds(&lines));
+        assert!(!condition(FieldTest::Absent).holds(&lines));
+        let none: [(&[u8], &[u8]); 0] = [];
+        assert!(!condition(FieldTest::Exact(String::new())).holds(&none));
+        assert!(condition(FieldTest::Absent).holds(&none));
+        let mut map = http::HeaderMap::new();
+        map.append("x-a", http::HeaderValue::from_bytes(b"\xff").expect("a value"));
+        assert!(condition(FieldTest::Present).holds(&map));
+    }
+}

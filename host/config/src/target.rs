@@ -242,3 +242,116 @@ fn with_single_slashes(path: &[u8]) -> Vec<u8> {
     }
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(raw: &str, normal: Result<&str, TargetRefused>) {
+        let parsed = Target::parse(raw.as_bytes());
+        let shown = parsed.as_ref().map(|target| std::str::from_utf8(target.as_bytes()).expect("ASCII"));
+        assert_eq!(shown.map_err(|error| *error), normal, "{raw}");
+        // What is forwarded means the same to whoever normalises it again.
+        if let Ok(target) = parsed {
+            assert_eq!(Target::parse(target.as_bytes()).as_ref(), Ok(&target), "{raw}");
+        }
+    }
+
+    #[test]
+    fn leaves_plain_targets_alone() {
+        for target in
+            ["/", "/a", "/a/", "/a/b.c", "/a;b=1/c", "/a?", "/a?b=/../c%2f%zz//", "/%c3%A9", "/a%20b", "/...", "/.a"]
+        {
+            check(target, Ok(target));
+        }
+    }
+
+    #[test]
+    fn resolves_dot_segments_before_it_merges_slashes() {
+        check("/a/./b", Ok("/a/b"));
+        check("/a/../b", Ok("/b"));
+        check("/a/b/..", Ok("/a/"));
+        check("/a/.", Ok("/a/"));
+        check("/..", Ok("/"));
+        check("/../../a", Ok("/a"));
+        check("/a//b", Ok("/a/b"));
+        check("//a", Ok("/a"));
+        check("/a//", Ok("/a/"));
+        check("/a//../b", Ok("/a/b"));
+        check("/a/b//..", Ok("/a/b/"));
+        check("/a/..?b/../c", Ok("/?b/../c"));
+    }
+
+    #[test]
+    fn undoes_escapes_that_hide_dot_segments_and_letters() {
+        check("/a/%2e%2E/b", Ok("/b"));
+        check("/a/.%2e/b", Ok("/b"));
+        check("/%61dmin", Ok("/admin"));
+        check("/%7euser/%2D%5f%41%30", Ok("/~user/-_A0"));
+        check("/%21%3b%3F%23", Ok("/%21%3b%3F%23"));
+        check("/\"<>^`{|}", Ok("/%22%3C%3E%5E%60%7B%7C%7D"));
+        check("/a?\"<>^`{|}", Ok("/a?\"<>^`{|}"));
+    }
+
+    #[test]
+    fn takes_backslashes_for_slashes() {
+        check("/a\\b", Ok("/a/b"));
+        check("/a\\..\\b", Ok("/b"));
+        check("/a?b\\c", Ok("/a?b\\c"));
+    }
+
+    #[test]
+    fn resolves_dot_segments_with_parameters() {
+        check("/a/..;/b", Ok("/b"));
+        check("/a/..;x=1/b", Ok("/b"));
+        check("/a/.;x/b", Ok("/a/b"));
+        check("/a/x..;/b", Ok("/a/x..;/b"));
+    }
+
+    #[test]
+    fn refuses_what_servers_read_in_different_ways() {
+        check("", Err(TargetRefused::NotAPath));
+        check("*", Err(TargetRefused::NotAPath));
+        check("a", Err(TargetRefused::NotAPath));
+        check("http://a/b", Err(TargetRefused::NotAPath));
+        check("/a#b", Err(TargetRefused::Fragment));
+        check("/a b", Err(TargetRefused::Byte));
+        check("/a\u{7f}", Err(TargetRefused::Byte));
+        check("/\u{e9}", Err(TargetRefused::Byte));
+        check("/a?\u{e9}", Err(TargetRefused::Byte));
+        check("/a%2fb", Err(TargetRefused::EscapedSlash));
+        check("/a%2Fb", Err(TargetRefused::EscapedSlash));
+        check("/a%5cb", Err(TargetRefused::EscapedSlash));
+        check("/a%00", Err(TargetRefused::EscapedNul));
+        check("/a%", Err(TargetRefused::BrokenEscape));
+        check("/a%2", Err(TargetRefused::BrokenEscape));
+        check("/a%zz", Err(TargetRefused::BrokenEscape));
+        check("/a%%41", Err(TargetRefused::BrokenEscape));
+        check("/a/%2e%2e;/b", Err(TargetRefused::DotSegment));
+        check("/a/..%3B/b", Err(TargetRefused::DotSegment));
+        check("/a\\..;\\b", Err(TargetRefused::DotSegment));
+        check("//", Err(TargetRefused::OnlySlashes));
+        check("/\\", Err(TargetRefused::OnlySlashes));
+    }
+
+    #[test]
+    fn an_escape_made_of_escapes_is_a_percent_sign() {
+        check("/%%34%31", Ok("/%2541"));
+        check("/%%32%66", Ok("/%252f"));
+    }
+
+    #[test]
+    fn long_targets_take_time_in_proportion() {
+        for piece in ["%", "%%30%30", "/..", "/", "..;/", "a/../"] {
+            let start = std::time::Instant::now();
+            drop(Target::parse(format!("/{}", piece.repeat(200_000)).as_bytes()));
+            assert!(start.elapsed().as_secs() < 5, "{piece} took {:?}", start.elapsed());
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_query() {
+        let target = Target::parse(b"/a?token=secret").expect("a target");
+        assert_eq!(format!("{target:?}"), "Target(/a)");
+    }
+}

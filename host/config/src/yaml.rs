@@ -17,6 +17,7 @@ use crate::mistake::Position;
 pub(crate) const TEXT_BYTES_MAX: usize = 1024 * 1024;
 /// Deep enough for a JSON Schema inside a filter's configuration, shallow enough for any stack.
 const DEPTH_MAX: usize = 64;
+const STACK_BYTES: usize = 16 * 1024 * 1024;
 const NODES_MAX: usize = 100_000;
 const ALIAS_EVENTS_MAX: usize = 50_000;
 
@@ -65,30 +66,42 @@ pub(crate) fn parse(text: &str) -> Result<Node, NotYaml> {
             hint: Some("move filters' configurations into files of their own and name them with `configuration_file`"),
         });
     }
-    let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_depth: DEPTH_MAX,
-            max_nodes: NODES_MAX,
-            max_events: 4 * NODES_MAX,
-            max_aliases: 1_000,
-            max_anchors: 1_000,
-            max_documents: 1,
-            flow_nesting_limit: DEPTH_MAX,
-        },
-        alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: ALIAS_EVENTS_MAX,
-            max_replay_stack_depth: 16,
-        },
-        duplicate_keys: DuplicateKeyPolicy::Error,
-        merge_keys: MergeKeyPolicy::Error,
-        non_finite_float_policy: NonFiniteFloatPolicy::Reject,
-        strict_booleans: true,
-        leading_zero_numbers_as_strings: true,
-        underscored_numbers_as_strings: true,
-        reject_unsupported_tags: true,
-        with_snippet: false,
+    let options = || {
+        serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_depth: DEPTH_MAX,
+                max_nodes: NODES_MAX,
+                max_events: 4 * NODES_MAX,
+                max_aliases: 1_000,
+                max_anchors: 1_000,
+                max_documents: 1,
+                flow_nesting_limit: DEPTH_MAX,
+            },
+            alias_limits: serde_saphyr::alias_limits! {
+                max_total_replayed_events: ALIAS_EVENTS_MAX,
+                max_replay_stack_depth: 16,
+            },
+            duplicate_keys: DuplicateKeyPolicy::Error,
+            merge_keys: MergeKeyPolicy::Error,
+            non_finite_float_policy: NonFiniteFloatPolicy::Reject,
+            strict_booleans: true,
+            leading_zero_numbers_as_strings: true,
+            underscored_numbers_as_strings: true,
+            reject_unsupported_tags: true,
+            with_snippet: false,
+        }
     };
-    serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| not_yaml(&error))
+    let parse = || serde_saphyr::from_str_with_options::<Node>(text, options()).map_err(|error| not_yaml(&error));
+    // The parser recurses, with some 50 KiB per level in unoptimised builds: more than a thread's usual 2 MiB. It
+    // gets a stack of its own, so that no caller has to think of it. (`options` are built there: they are not `Send`.)
+    std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, parse) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(error) => Err(NotYaml {
+            at: Position::START,
+            problem: format!("cannot start a thread to read the file: {error}"),
+            hint: Some("free some memory, or raise the limit on processes"),
+        }),
+    })
 }
 
 fn not_yaml(error: &YamlError) -> NotYaml {
