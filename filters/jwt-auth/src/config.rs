@@ -164,35 +164,26 @@ pub enum Requires {
     Nothing,
 }
 
-impl Settings {
-    /// Checks the providers. They come out in the order of their names.
-    pub fn compile_providers(
-        providers: BTreeMap<String, ProviderConfig>,
-        errors: &mut ConfigErrors,
-    ) -> (Vec<String>, Vec<Provider>) {
-        let at = JsonPath::default().key("providers");
-        if providers.is_empty() {
-            errors.push_with_hint(&at, "there is no provider", "name at least one issuer of tokens");
-        }
-        let mut names: Vec<String> = Vec::new();
-        let mut compiled: Vec<Provider> = Vec::new();
-        for (name, provider) in providers {
-            let at = at.key(&name);
-            if let Some((other, _)) = names.iter().zip(&compiled).find(|(_, other)| other.issuer == provider.issuer) {
-                let hint = "a token's `iss` must tell the provider; one provider can have several audiences and keys";
-                errors.push_with_hint(&at.key("issuer"), format!("`{other}` has this issuer too"), hint);
-            }
-            if let Some(provider) = provider.compile(&at, errors) {
-                names.push(name);
-                compiled.push(provider);
-            }
-        }
-        (names, compiled)
+/// Checks the providers; those that are good come out, in the order of their names.
+pub fn compile_providers(providers: BTreeMap<String, ProviderConfig>, errors: &mut ConfigErrors) -> Vec<Provider> {
+    let at = JsonPath::default().key("providers");
+    if providers.is_empty() {
+        errors.push_with_hint(&at, "there is no provider", "name at least one issuer of tokens");
     }
+    let mut compiled: Vec<Provider> = Vec::new();
+    for (name, provider) in providers {
+        let at = at.key(&name);
+        if let Some(other) = compiled.iter().find(|other| other.issuer == provider.issuer) {
+            let hint = "a token's `iss` must tell the provider; one provider can have several audiences and keys";
+            errors.push_with_hint(&at.key("issuer"), format!("`{}` has this issuer too", other.name), hint);
+        }
+        compiled.extend(provider.compile(name, &at, errors));
+    }
+    compiled
 }
 
 impl ProviderConfig {
-    fn compile(self, at: &JsonPath, errors: &mut ConfigErrors) -> Option<Provider> {
+    fn compile(self, name: String, at: &JsonPath, errors: &mut ConfigErrors) -> Option<Provider> {
         if self.issuer.is_empty() {
             errors.push(&at.key("issuer"), "the issuer is empty");
         }
@@ -236,10 +227,11 @@ impl ProviderConfig {
         if !self.dangerously_allow_missing_exp {
             required_claims.push("exp".to_owned());
         }
-        let keys = self.jwks_inline.compile(self.algorithms.as_deref(), at, errors);
+        let keys = self.jwks_inline.compile(self.algorithms.as_deref().filter(|named| !named.is_empty()), at, errors);
         let sources = compile_sources(self.from_headers, self.from_cookies, at, errors);
         let claims_to_headers = compile_claims_to_headers(self.claims_to_headers, &at.key("claims_to_headers"), errors);
         Some(Provider {
+            name,
             issuer: self.issuer,
             audiences: self.audiences,
             token_types: self.token_type.iter().map(|typ| normalise_type(typ)).collect(),

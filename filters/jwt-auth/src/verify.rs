@@ -14,6 +14,8 @@ use crate::token::{Compact, Source};
 /// What a provider's tokens must be, and what becomes of them.
 #[derive(Debug)]
 pub struct Provider {
+    /// What the configuration calls it.
+    pub name: String,
     /// The `iss` of its tokens.
     pub issuer: String,
     /// Those that a token may be for; `None` if that does not matter.

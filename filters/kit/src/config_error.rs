@@ -151,11 +151,14 @@ fn explain(message: &str, beside: &[&str]) -> (String, Option<String>) {
     (message.to_owned(), None)
 }
 
-/// "did you mean", or the whole choice if it is short.
+/// "did you mean", if something known is spelt alike or is a longer or shorter form; else the whole choice.
 pub(crate) fn suggest(name: &str, known: &[&str]) -> Option<String> {
     let nearest = known
         .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .map(|candidate| match candidate.starts_with(name) || name.starts_with(candidate) {
+            true => (0, candidate),
+            false => (strsim::damerau_levenshtein(name, candidate), candidate),
+        })
         .min()
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4);
     match nearest {

@@ -24,7 +24,8 @@ pub trait Filter: Sized + 'static {
     /// A policy that can run.
     type Policy: 'static;
 
-    /// Compiles what holds for all rules. Every mistake is noted in `errors`; `None` if there is any.
+    /// Compiles what holds for all rules. Every mistake is noted in `errors`, and then nothing runs; what comes out
+    /// serves to find the mistakes in the policies too. `None` if even that cannot be.
     fn compile(settings: Self::Settings, errors: &mut ConfigErrors) -> Option<Self>;
 
     /// Compiles the policy that stands at `at`.
