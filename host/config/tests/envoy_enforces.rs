@@ -142,3 +142,21 @@ fn tls_is_served() {
     let certificates = String::from_utf8_lossy(&certificates.body).into_owned();
     assert!(certificates.contains("server.pem") && certificates.contains("localhost"), "{certificates}");
 }
+
+#[test]
+fn connections_beyond_the_limit_are_closed() {
+    let running = Running::with("trusted_proxies: [\"127.0.0.0/8\"]", "", ", limits: { max_connections: 2 }");
+    let address = running.envoy.listeners["public"];
+    let held: Vec<std::net::TcpStream> =
+        (0..2).map(|_| std::net::TcpStream::connect(address).expect("a connection")).collect();
+    // Envoy takes connections in its own time; the held ones have been counted once the third is refused.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while running.status("").is_some() {
+        assert!(std::time::Instant::now() < deadline, "a third connection is served");
+    }
+    assert_eq!(running.envoy.admin_get("/ready").map(|answer| answer.status), Some(200));
+    drop(held);
+    while running.status("") != Some(200) {
+        assert!(std::time::Instant::now() < deadline, "nothing is served after the connections were closed");
+    }
+}

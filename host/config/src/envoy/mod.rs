@@ -91,8 +91,16 @@ pub fn render_bootstrap(policy: &Policy, options: &Options) -> Rendering {
         .chain(policy.operators.iter().map(|operator| operator_cluster(operator, &options.operator_sockets)));
     let document =
         Document::map([("node", Document::map([("id", "portcullis".into()), ("cluster", "portcullis".into())]))])
-            .with_some("admin", admin.map(|address| Document::map([("address", socket_address(address))])))
+            .with_some(
+                "admin",
+                admin.map(|address| {
+                    // The endpoints must answer when clients have taken all connections.
+                    let document = Document::map([("address", socket_address(address))]);
+                    document.with("ignore_global_conn_limit", true)
+                }),
+            )
             .with("stats_config", stats_config())
+            .with("overload_manager", overload_manager(policy))
             .with(
                 "static_resources",
                 Document::map([("listeners", Document::list(listeners)), ("clusters", Document::list(clusters))]),
@@ -237,6 +245,18 @@ fn stats_config() -> Document {
             tag("reason", r"^wasmcustom\.portcullis_[a-z0-9_.-]+(\.reason\.([a-z0-9_]+))$"),
         ]),
     )])
+}
+
+/// The sum of the listeners' `max_connections`. Each filter chain counts its own connections, and a listener with
+/// trusted proxies has two.
+fn overload_manager(policy: &Policy) -> Document {
+    let connections = policy.listeners.iter().map(|listener| listener.limits.max_connections).sum::<usize>();
+    let monitor = typed(
+        "envoy.resource_monitors.global_downstream_max_connections",
+        "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+        [("max_active_downstream_connections", connections.into())],
+    );
+    Document::map([("resource_monitors", Document::list([monitor]))])
 }
 
 fn listener_document(policy: &Policy, listener: &Listener, options: &Options) -> Document {
