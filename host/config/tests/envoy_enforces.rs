@@ -160,3 +160,14 @@ fn connections_beyond_the_limit_are_closed() {
         assert!(std::time::Instant::now() < deadline, "nothing is served after the connections were closed");
     }
 }
+
+#[test]
+fn a_listener_for_every_address_takes_ipv4_too() {
+    let folder = support::folder();
+    let text = "version: 1\nlisteners: [{ name: public, address: \"[::]:8080\" }]\nroutes: [{ name: all, respond: { status: 204 } }]\n";
+    let policy: Policy = support::policy_in(folder.path(), text);
+    let envoy = support::Envoy::start_at(folder.path(), &policy, ([0_u16; 8], 0).into());
+    let address = ([127, 0, 0, 1], envoy.listeners["public"].port()).into();
+    let answer = support::exchange(address, b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n");
+    assert_eq!(answer.map(|answer| answer.status), Some(204));
+}

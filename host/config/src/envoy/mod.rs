@@ -137,6 +137,10 @@ pub fn render_http_filters(policy: &Policy) -> Rendering {
         "Envoy must normalise paths as the policy does: `normalize_path: true`, `merge_slashes: true`, \
          `path_with_escaped_slashes_action: REJECT_REQUEST`, `strip_trailing_host_dot: true`"
             .to_owned(),
+        "broken escapes, `..;` spelled with escapes and authorities that are not one host must be refused by routes, as \
+         in the whole bootstrap"
+            .to_owned(),
+        "metrics get their labels `rule` and `reason` from `stats_tags`, as in the whole bootstrap".to_owned(),
         "routes that do not pass every filter need `typed_per_filter_config` with \
          `envoy.config.route.v3.FilterConfig` and `disabled: true`"
             .to_owned(),
@@ -298,7 +302,7 @@ fn listener_document(policy: &Policy, listener: &Listener, options: &Options) ->
     let chains = trusted.into_iter().chain([chain("clients", Peer::Client)]);
     Document::map([
         ("name", listener.name.as_str().into()),
-        ("address", socket_address(address)),
+        ("address", listening_address(address)),
         ("per_connection_buffer_limit_bytes", buffer_limit(policy).0.into()),
         ("filter_chains", Document::list(chains)),
     ])
@@ -644,6 +648,17 @@ fn typed_config<'k>(kind: &str, fields: impl IntoIterator<Item = (&'k str, Docum
 
 fn socket_address(address: SocketAddr) -> Document {
     host_address(&address.ip().to_string(), address.port())
+}
+
+/// `[::]` takes IPv4 connections as well in our host, as Linux has it; Envoy must be told.
+fn listening_address(address: SocketAddr) -> Document {
+    let both = address.is_ipv6() && address.ip().is_unspecified();
+    let mut fields =
+        vec![("address", Document::from(address.ip().to_string())), ("port_value", u64::from(address.port()).into())];
+    if both {
+        fields.push(("ipv4_compat", true.into()));
+    }
+    Document::map([("socket_address", Document::map(fields))])
 }
 
 fn host_address(host: &str, port: u16) -> Document {

@@ -126,9 +126,14 @@ pub(crate) struct Envoy {
 impl Envoy {
     /// Starts Envoy with a policy, its listeners and admin endpoints on ports that the system chooses.
     pub(crate) fn start(folder: &Path, policy: &Policy) -> Self {
+        Self::start_at(folder, policy, ([127, 0, 0, 1], 0).into())
+    }
+
+    /// The same, with the listeners on this address.
+    pub(crate) fn start_at(folder: &Path, policy: &Policy, listen: SocketAddr) -> Self {
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let options = Options {
-            listen: policy.listeners.iter().map(|listener| (listener.name.clone(), any)).collect(),
+            listen: policy.listeners.iter().map(|listener| (listener.name.clone(), listen)).collect(),
             admin: Some(any),
             ..options(folder)
         };
