@@ -28,7 +28,34 @@ imports NAME:
 test *ARGS:
     cargo xtask test --only test -- {{ if ARGS == "" { "--workspace" } else { ARGS } }}
 
-# formats everything
+# one filter: its unit tests, and its scenarios in every host
+test-filter NAME:
+    cargo xtask test --only test -- --package portcullis-{{ NAME }}
+    cargo xtask test --only test -- --workspace --test scenarios ::{{ NAME }}::
+
+# every scenario on the simulated host
+e2e-harness:
+    cargo xtask test --only test -- --workspace --test scenarios harness::
+
+# every scenario on the standalone host, over sockets
+e2e-host:
+    cargo xtask test --only test -- --workspace --test scenarios host::
+
+# every scenario in the real Envoy
+e2e-envoy:
+    cargo xtask test --only test -- --workspace --test scenarios envoy::
+
+# run a policy in the standalone host, as in `just run docs/examples/demo/portcullis.yaml`
+run CONFIG:
+    cargo xtask build-filters
+    cargo build --workspace --bins
+    "${CARGO_TARGET_DIR:-target}/debug/portcullis" serve {{ quote(CONFIG) }}
+
+# renew what is made from the code: reference pages, schemas, Envoy examples
+docs:
+    UPDATE=1 UPDATE_SCHEMA=1 cargo test --workspace --test reference --test envoy_accepts --test configuration
+
+# format everything
 fmt:
     cargo fmt --all
 

@@ -12,6 +12,9 @@ pub(crate) const WASM_PROFILE: &str = "wasm";
 /// The target triple of every filter.
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip1";
 
+/// Where guests lie: the filters, and what tests run in their place.
+const GUEST_FOLDERS: [&str; 2] = ["filters", "tests/guests"];
+
 /// The checkout this program was built from.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -21,11 +24,11 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Filters that build to a `.wasm`, by name.
     pub(crate) filters: Vec<Filter>,
-    /// Every package below `filters/`, also those that only filters use.
+    /// Every package below the folders of guests, also those that only filters use.
     pub(crate) guest_packages: Vec<String>,
 }
 
-/// A crate under `filters/` with a `cdylib` target.
+/// A crate in a folder of guests, with a `cdylib` target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Filter {
     /// The folder's name, which is also the name of the `.wasm`.
@@ -45,10 +48,11 @@ impl Workspace {
         let metadata = process::query(&mut command).context("cargo could not read the workspace")?;
         let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata was not JSON")?;
         let target = metadata["target_directory"].as_str().context("cargo metadata named no target directory")?;
-        let folder = root.join("filters");
+        let folders = GUEST_FOLDERS.map(|folder| root.join(folder));
+        let packages = folders.iter().flat_map(|folder| packages_below(&metadata, folder));
         Ok(Self {
-            filters: filters(&metadata, &folder),
-            guest_packages: packages_below(&metadata, &folder).map(|(_, package)| name_of(package)).collect(),
+            filters: folders.iter().flat_map(|folder| filters(&metadata, folder)).collect(),
+            guest_packages: packages.map(|(_, package)| name_of(package)).collect(),
             target: PathBuf::from(target),
             root,
         })
