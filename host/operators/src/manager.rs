@@ -199,7 +199,7 @@ impl Operators {
             shared: Arc::clone(&shared),
             warm: Mutex::default(),
             refill: Notify::new(),
-            next_id: AtomicU64::new(1),
+            next_folder: AtomicU64::new(1),
             reserved: Mutex::default(),
             pools: Mutex::default(),
         });
@@ -396,7 +396,7 @@ struct Manager {
     shared: Arc<Shared>,
     warm: Mutex<BTreeMap<Class, VecDeque<Arc<Process>>>>,
     refill: Notify,
-    next_id: AtomicU64,
+    next_folder: AtomicU64,
     uids: Mutex<Uids>,
     /// CPUs that belong to one operator each.
     reserved: Mutex<BTreeSet<usize>>,
@@ -801,10 +801,10 @@ impl Manager {
 
     /// Starts a generic process and waits until it listens.
     async fn launch(self: &Arc<Self>, class: &Class) -> Result<Arc<Process>, LaunchError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_folder.fetch_add(1, Ordering::Relaxed);
         let start = self.engine.start(class);
         let uid = lock(&self.uids).take().ok_or_else(|| LaunchError::Protocol("all user ids are in use".to_owned()))?;
-        let private = self.instance.folder.join(format!("p{id}"));
+        let private = self.instance.folder.join(format!("p{number}"));
         let spec = Spec {
             isolation: self.settings.isolation,
             host_pid: i32::try_from(std::process::id()).unwrap_or(0),
@@ -834,7 +834,7 @@ impl Manager {
         let signaller = handle.signaller().map_err(LaunchError::Spawn)?;
         let own_user = report.is_active(crate::jail::Layer::Uid);
         let user = if own_user { uid } else { rustix::process::geteuid().as_raw() };
-        let process = Arc::new(Process::new(id, pid, user, directory, signaller, report));
+        let process = Arc::new(Process::new(pid, user, directory, signaller, report));
         tokio::spawn({
             let (manager, process) = (Arc::clone(self), Arc::clone(&process));
             async move {

@@ -79,10 +79,13 @@ pub(crate) struct Slot {
 const OPERATOR_SOCKET: &str = "op.sock";
 const HOST_SOCKET: &str = "host.sock";
 
+/// Connections are kept by process per thread, whichever host they belong to, so no two processes may share a number.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 impl Process {
-    pub(crate) fn new(id: u64, pid: i32, uid: u32, private: OwnedFd, signaller: Signaller, report: Report) -> Self {
+    pub(crate) fn new(pid: i32, uid: u32, private: OwnedFd, signaller: Signaller, report: Report) -> Self {
         Self {
-            id,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             pid,
             report,
             private,

@@ -365,3 +365,40 @@ async fn origin_connection<S: hyper::rt::Read + hyper::rt::Write + Unpin>(stream
     });
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
 }
+
+/// A request body in pieces that ends well, never, or with an error.
+pub struct Chunks {
+    pub chunks: std::collections::VecDeque<Bytes>,
+    pub then: Then,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    End,
+    Hang,
+    Fail,
+}
+
+impl Chunks {
+    pub fn new(sizes: &[usize], then: Then) -> Self {
+        Self { chunks: sizes.iter().map(|size| Bytes::from(vec![b'x'; *size])).collect(), then }
+    }
+}
+
+impl http_body::Body for Chunks {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, std::io::Error>>> {
+        use std::task::Poll;
+        match (self.chunks.pop_front(), self.then) {
+            (Some(chunk), _) => Poll::Ready(Some(Ok(http_body::Frame::data(chunk)))),
+            (None, Then::End) => Poll::Ready(None),
+            (None, Then::Hang) => Poll::Pending,
+            (None, Then::Fail) => Poll::Ready(Some(Err(std::io::Error::other("the client went away")))),
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! Operators that attack: limits, and everything that the contract's own surface offers. In each test the cause is
+//! named, and a neighbour goes on answering.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use portcullis_operators::{Cause, OperatorConfig};
+
+use support::{Chunks, Host, Then, eventually};
+
+const NEIGHBOUR: &str = "export default { fetch() { return new Response('well'); } };";
+
+/// Serves the attacker beside a neighbour.
+async fn beside(code: &str, change: impl FnOnce(&mut OperatorConfig)) -> Host {
+    let host = Host::new();
+    let attacker = host.operator("attacker", code, change);
+    host.serve(vec![attacker, host.operator("neighbour", NEIGHBOUR, |_| {})]).await;
+    host
+}
+
+async fn neighbour_is_well(host: &Host) {
+    assert_eq!(host.text("neighbour", "/").await, "well");
+    for cause in Cause::ALL {
+        let name = format!("portcullis_operator_failed_total.operator.neighbour.reason.{}", cause.id());
+        assert_eq!(host.metric(&name), 0, "{name}");
+    }
+}
+
+/// One request ends with the cause; the operator answers again afterwards at `/ok`, if it is meant to.
+async fn check(code: &str, change: impl FnOnce(&mut OperatorConfig), path: &str, causes: &[Cause]) -> Host {
+    let host = beside(code, change).await;
+    let result = host.get("attacker", path).await;
+    let cause = result.as_ref().err().copied();
+    assert!(cause.is_some_and(|cause| causes.contains(&cause)), "{result:?}\n{}", host.log("attacker"));
+    neighbour_is_well(&host).await;
+    eventually("the attacker answers again", async || host.get("attacker", "/ok").await.is_ok()).await;
+    let counted: u64 = causes
+        .iter()
+        .map(|cause| host.metric(&format!("portcullis_operator_failed_total.operator.attacker.reason.{}", cause.id())))
+        .sum();
+    assert!(counted >= 1);
+    host
+}
+
+fn handler(attack: &str) -> String {
+    format!(
+        "const kept: unknown[] = [];\nexport default {{ async fetch(request: Request) {{ if (new URL(request.url).pathname === '/ok') return new Response('ok');\n{attack}\nreturn new Response('done'); }} }};"
+    )
+}
+
+#[tokio::test]
+async fn loops_are_killed_and_replaced() {
+    for attack in [
+        "for (;;) {}",
+        "/^(a+)+$/.test('a'.repeat(60) + 'b');",
+        "const again = (): Promise<void> => Promise.resolve().then(again); await again();",
+    ] {
+        let host = check(&handler(attack), |config| config.limits.cpu_milliseconds = 200, "/", &[Cause::CpuTime]).await;
+        eventually("the process was killed", async || {
+            host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_stalled") == 1
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_ever_ends_the_request_and_not_the_process() {
+    let limit = |config: &mut OperatorConfig| config.limits.wall_milliseconds = 300;
+    let host = check(&handler("await new Promise(() => {});"), limit, "/", &[Cause::WallTime]).await;
+    assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
+}
+
+#[tokio::test]
+async fn cpu_burnt_in_small_pieces_is_charged() {
+    let attack = "for (;;) { const end = performance.now() + 20; while (performance.now() < end); await new Promise(r => setTimeout(r, 1)); }";
+    check(&handler(attack), |config| config.limits.cpu_milliseconds = 300, "/", &[Cause::CpuTime]).await;
+}
+
+#[tokio::test]
+async fn work_without_a_request_is_bounded() {
+    let attack = "setInterval(() => { const end = performance.now() + 50; while (performance.now() < end); }, 51);";
+    let host = beside(&handler(attack), |config| config.limits.background_cpu_milliseconds = 300).await;
+    host.text("attacker", "/").await;
+    eventually("it was killed", async || {
+        host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_background_cpu") >= 1
+    })
+    .await;
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn memory_is_bounded_of_every_kind() {
+    let small = |config: &mut OperatorConfig| {
+        config.limits.heap_mebibytes = 32;
+        config.limits.memory_mebibytes = 96;
+        config.limits.cpu_milliseconds = 20_000;
+    };
+    let causes = [Cause::Memory, Cause::Exception];
+    for attack in [
+        "for (;;) kept.push(new Array(1000).fill({}));",
+        "for (;;) kept.push(new Uint8Array(1 << 20).fill(1));",
+        "for (;;) kept.push(new WebAssembly.Memory({ initial: 100, maximum: 200 }), new Uint8Array((kept.at(-1) as WebAssembly.Memory).buffer).fill(1));",
+        "let text = 'x'; for (;;) { text += text; kept.push(new TextEncoder().encode(text)); }",
+        "for (;;) kept.push(new Blob([new Uint8Array(1 << 20).fill(1)]));",
+    ] {
+        check(&handler(attack), small, "/", &causes).await;
+    }
+}
+
+#[tokio::test]
+async fn failures_in_a_handler_cost_at_most_its_process() {
+    let deep = "const f = (): number => 1 + f(); f();";
+    let host = check(&handler(deep), |_| {}, "/", &[Cause::Exception]).await;
+    assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
+    let later = "setTimeout(() => { throw new Error('later'); }, 1); Promise.reject(new Error('rejected')); await new Promise(r => setTimeout(r, 50)); throw 5;";
+    let host = check(&handler(later), |_| {}, "/", &[Cause::Exception]).await;
+    assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
+    assert!(host.log("attacker").contains("Error: later") && host.log("attacker").contains("Error: rejected"));
+    // Node's way out, for code that may make code.
+    let leave = "new Function('return import(\"node:process\")')().then((m: any) => m.default.reallyExit(3)); await new Promise(() => {});";
+    let limit = |config: &mut OperatorConfig| {
+        config.dangerously_allow_code_generation = true;
+        config.limits.wall_milliseconds = 3_000;
+    };
+    check(&handler(leave), limit, "/", &[Cause::Crashed, Cause::WallTime]).await;
+}
+
+#[tokio::test]
+async fn a_crash_loop_is_paused_and_said() {
+    let code = handler("for (;;) kept.push(new Array(1000).fill({}));");
+    let host = beside(&code, |config| {
+        config.limits.heap_mebibytes = 16;
+        config.limits.memory_mebibytes = 64;
+        config.limits.cpu_milliseconds = 20_000;
+        config.scale.max = 1;
+    })
+    .await;
+    let mut causes = Vec::new();
+    while causes.len() < 12 && !causes.contains(&Cause::CrashLoop) {
+        causes.extend(host.get("attacker", "/").await.err());
+    }
+    assert!(causes.contains(&Cause::CrashLoop) && causes[0] == Cause::Memory, "{causes:?}");
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_in_both_directions() {
+    let code = handler(
+        "const n = Number(new URL(request.url).searchParams.get('n')); if (n) return new Response('x'.repeat(n)); \
+         if (request.method === 'POST') return new Response(String((await request.arrayBuffer()).byteLength)); \
+         return new Response(new ReadableStream({ pull(c) { c.enqueue(new Uint8Array(10000)); } }));",
+    );
+    let host = beside(&code, |config| {
+        config.limits.request_bytes = 1000;
+        config.limits.response_bytes = 50_000;
+    })
+    .await;
+    let post = |bytes: usize| Request::post("http://a/").body(Full::from(vec![b'x'; bytes])).unwrap();
+    assert_eq!(host.send("attacker", post(1000)).await.unwrap().body(), "1000");
+    assert_eq!(host.send("attacker", post(1001)).await.unwrap_err(), Cause::RequestBytes);
+    for (sizes, then, cause) in
+        [(&[600, 600][..], Then::End, Cause::RequestBytes), (&[10], Then::Fail, Cause::ClientGone)]
+    {
+        let request = Request::post("http://a/").body(Chunks::new(sizes, then)).unwrap();
+        let error = host.operators.call("attacker", request).await.err();
+        assert_eq!(error.map(|error| error.cause), Some(cause));
+    }
+    assert_eq!(host.get("attacker", "/?n=50000").await.unwrap().body().len(), 50_000);
+    assert_eq!(host.get("attacker", "/?n=50001").await.unwrap_err(), Cause::ResponseBytes);
+    assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::ResponseBytes);
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_is_the_clients_fault() {
+    let code = handler("await request.text();");
+    let host = beside(&code, |config| config.limits.wall_milliseconds = 300).await;
+    let request = Request::post("http://a/").body(Chunks::new(&[10], Then::Hang)).unwrap();
+    let error = host.operators.call("attacker", request).await.err();
+    assert_eq!(error.map(|error| error.cause), Some(Cause::RequestTime));
+    assert_eq!(Cause::RequestTime.status(), 408);
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn an_endless_trickle_ends_with_the_time_limit() {
+    let code = handler(
+        "return new Response(new ReadableStream({ async pull(c) { c.enqueue(new Uint8Array(1)); await new Promise(r => setTimeout(r, 20)); } }));",
+    );
+    let host = beside(&code, |config| config.limits.wall_milliseconds = 400).await;
+    assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::WallTime);
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn more_requests_at_once_than_allowed_are_refused() {
+    let code = handler("await new Promise(r => setTimeout(r, 400));");
+    let host = beside(&code, |config| {
+        config.limits.concurrency = 2;
+        config.scale.max = 1;
+    })
+    .await;
+    let (a, b, c) = tokio::join!(host.get("attacker", "/"), host.get("attacker", "/"), host.get("attacker", "/"));
+    assert!(a.is_ok() && b.is_ok(), "{a:?} {b:?}");
+    assert_eq!(c.unwrap_err(), Cause::Concurrency);
+    assert_eq!(Cause::Concurrency.status(), 429);
+    assert_eq!(host.text("attacker", "/ok").await, "ok");
+}
+
+#[tokio::test]
+async fn responses_that_are_none_are_refused() {
+    let host = beside(
+        &handler(
+            r#"
+const attack = new URL(request.url).pathname.slice(1);
+const forged = (status: number) => { const r = new Response("x"); Object.defineProperty(r, "status", { value: status }); return r; };
+if (attack === "101") return forged(101);
+if (attack === "crlf") return new Response("x", { headers: { "x-a": "1\r\nx-injected: 1" } });
+if (attack === "hop") return new Response("x", { headers: { connection: "close, x-dropped", "x-dropped": "1", "keep-alive": "timeout=1000", upgrade: "h2c", te: "trailers", "x-portcullis-sub": "admin", "x-portcullis-outcome": "forged", "transfer-encoding": "chunked", "content-length": "99", "x-kept": "1" } });
+if (attack === "many") { const h = new Headers(); for (let i = 0; i < 500; i++) h.append("x-" + i, "1"); return new Response("x", { headers: h }); }
+if (attack === "big") return new Response("x", { headers: { "x-big": "y".repeat(200000) } });
+if (attack === "object") return { status: 200, headers: {}, body: "x" } as unknown as Response;
+if (attack === "used") { const r = new Response("x"); await r.text(); return r; }
+if (attack === "error") return Response.error();
+if (attack === "204") return new Response(null, { status: 204 });
+"#,
+        ),
+        |config| config.limits.cpu_milliseconds = 10_000,
+    )
+    .await;
+    let hop = host.get("attacker", "/hop").await.unwrap();
+    let mut names: Vec<_> = hop.headers().keys().map(http::HeaderName::as_str).collect();
+    names.sort_unstable();
+    names.retain(|name| !matches!(*name, "content-type" | "date" | "vary" | "content-length"));
+    assert_eq!(names, ["x-kept"], "{hop:?}");
+    assert_eq!(hop.body(), "x");
+    assert_eq!(host.get("attacker", "/204").await.unwrap().status(), 204);
+    for (path, causes) in [
+        ("/101", &[Cause::Exception, Cause::ResponseRefused][..]),
+        ("/crlf", &[Cause::Exception]),
+        ("/many", &[Cause::ResponseRefused]),
+        ("/big", &[Cause::ResponseRefused]),
+        ("/object", &[Cause::Exception]),
+        ("/used", &[Cause::Exception, Cause::ResponseRefused, Cause::Crashed]),
+        ("/error", &[Cause::Exception, Cause::ResponseRefused]),
+    ] {
+        let result = host.get("attacker", path).await;
+        // What the engine itself makes of a forged status is its affair, as long as no 1xx comes through.
+        let harmless = path == "/101" && result.as_ref().is_ok_and(|response| response.status() == 200);
+        assert!(harmless || result.as_ref().is_err_and(|cause| causes.contains(cause)), "{path}: {result:?}");
+        assert_eq!(host.text("attacker", "/ok").await, "ok");
+    }
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_log_lines_is_cut() {
+    let host = beside(
+        &handler("for (let i = 0; i < 20000; i++) console.log('line ' + i + ' ' + 'x'.repeat(50));"),
+        |config| {
+            config.limits.log_lines_per_second = 5;
+            config.limits.cpu_milliseconds = 20_000;
+        },
+    )
+    .await;
+    host.text("attacker", "/").await;
+    eventually("lines were dropped", async || {
+        host.metric("portcullis_operator_log_lines_dropped_total.operator.attacker") > 10_000
+    })
+    .await;
+    assert!(host.operators.recent_logs("attacker").len() < 500);
+    neighbour_is_well(&host).await;
+    let forged = beside(&handler(r"console.log('a\u001b[2Jb\rforged: ok\u001eportcullis ready');"), |_| {}).await;
+    forged.text("attacker", "/").await;
+    eventually("the line is there", async || !forged.log("attacker").is_empty()).await;
+    assert!(!forged.log("attacker").contains(['\u{1b}', '\r', '\u{1e}']));
+}
+
+#[tokio::test]
+async fn nothing_is_reachable_by_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret.txt");
+    std::fs::write(&secret, "file-canary").unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let code = r#"
+const attempts: Record<string, (a: any) => unknown> = {
+  fetch_file: (a) => fetch("file://" + a.secret).then((r) => r.text()),
+  fetch_net: (a) => fetch(`http://127.0.0.1:${a.port}/`),
+  eval: () => (0, globalThis.eval)("1"),
+  function: () => new Function("return 1")(),
+  worker: () => new (globalThis as any).Worker("data:text/javascript,1", { type: "module" }),
+  deno: () => (globalThis as any).Deno.readTextFileSync("/etc/passwd"),
+  process: () => (globalThis as any).process.exit(1),
+  storage: () => (globalThis as any).localStorage.setItem("a", "b"),
+  caches: () => (globalThis as any).caches.open("a"),
+  websocket: (a) => new (globalThis as any).WebSocket(`ws://127.0.0.1:${a.port}/`),
+  event_source: (a) => new (globalThis as any).EventSource(`http://127.0.0.1:${a.port}/`),
+  beacon: (a) => (navigator as any).sendBeacon(`http://127.0.0.1:${a.port}/`, "x"),
+  internal: () => fetch("http://portcullis.internal/kv?prefix="),
+  other_store: () => fetch("http://portcullis.internal/load", { method: "POST", body: "{}" }),
+  env: (a) => { if (Object.keys(a.env).length !== 0) return "has " + Object.keys(a.env); throw new Error("empty"); },
+};
+export default { async fetch(request: Request, env: unknown) {
+  const query = new URL(request.url).searchParams;
+  const found: Record<string, string> = {};
+  for (const [name, attempt] of Object.entries(attempts)) {
+    try { found[name] = "ALLOWED " + String(await attempt({ secret: query.get("secret"), port: query.get("port"), env })).slice(0, 100); }
+    catch (error) { found[name] = "DENIED " + error; }
+  }
+  return Response.json(found);
+} };
+"#;
+    let host = beside(code, |_| {}).await;
+    let path = format!("/?secret={}&port={}", secret.display(), listener.local_addr().unwrap().port());
+    let text = host.text("attacker", &path).await;
+    let found: std::collections::BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
+    assert_eq!(found.len(), 15);
+    for (name, outcome) in &found {
+        assert!(outcome.starts_with("DENIED"), "{name}: {outcome}");
+    }
+    assert!(found["fetch_net"].contains("needs net 127.0.0.1:"), "{found:?}");
+    assert!(!text.contains("canary"));
+    assert!(listener.accept().is_err(), "something connected");
+    neighbour_is_well(&host).await;
+}
+
+/// The bundler refuses `import()` and `node:`; code made at run time could still ask. Here it is allowed to make code.
+#[tokio::test]
+async fn what_code_made_at_run_time_imports_is_out_of_reach() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret.ts");
+    std::fs::write(&secret, "export default 'file-canary'").unwrap();
+    let code = r#"
+export default { async fetch(request: Request) {
+  const run = (text: string) => new Function("return (async () => { " + text + " })()")();
+  const secret = new URL(request.url).searchParams.get("secret");
+  const late = () => new Promise((_, no) => setTimeout(() => no(new Error("no answer")), 1000));
+  const found: Record<string, string> = {};
+  const attempts: Record<string, string> = {
+    file: `return JSON.stringify(await import("file://${secret}"))`,
+    text: `return JSON.stringify(await import("file:///etc/passwd", { with: { type: "text" } }))`,
+    nested: `return JSON.stringify(await import(URL.createObjectURL(new Blob(['import x from "file://${secret}"; export default x'], { type: "text/javascript" }))))`,
+    data: `return JSON.stringify(await import('data:text/javascript,import x from "file://${secret}"; export default x'))`,
+    remote: `return JSON.stringify(await import("https://portcullis.invalid/x.ts"))`,
+    npm: `return JSON.stringify(await import("npm:left-pad"))`,
+    fs: `return (await import("node:fs")).readFileSync("${secret}", "utf8")`,
+    write: `return (await import("node:fs")).writeFileSync("/private/x", "1")`,
+    unlink: `return (await import("node:fs")).unlinkSync("/private/op.sock")`,
+    create_require: `return (await import("node:module")).createRequire("file:///")("${secret}")`,
+    net: `const net = await import("node:net"); return await new Promise((y, n) => { const s = net.connect("/private/op.sock"); s.on("connect", () => y("connected")); s.on("error", n); })`,
+    dns: `return JSON.stringify(await (await import("node:dns/promises")).resolve4("localhost"))`,
+    spawn: `return String((await import("node:child_process")).execFileSync("/deno", ["--version"]))`,
+    os: `return (await import("node:os")).userInfo().username + (await import("node:os")).hostname()`,
+    inspector: `(await import("node:inspector")).open(0); return "open"`,
+  };
+  for (const [name, text] of Object.entries(attempts)) {
+    try { found[name] = "ALLOWED " + String(await Promise.race([run(text), late()])).slice(0, 200); } catch (error) { found[name] = "DENIED " + error; }
+  }
+  return Response.json(found);
+} };
+"#;
+    let host = beside(code, |config| config.dangerously_allow_code_generation = true).await;
+    let result = host.get("attacker", &format!("/?secret={}", secret.display())).await;
+    match result {
+        Ok(response) => {
+            let text = String::from_utf8_lossy(response.body()).into_owned();
+            assert!(!text.contains("canary") && !text.contains("root:"), "{text}");
+            let found: std::collections::BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
+            for (name, outcome) in &found {
+                assert!(outcome.starts_with("DENIED"), "{name}: {outcome}");
+            }
+        }
+        // Some of Node's modules end the engine where there is no /proc: its own loss.
+        Err(cause) => assert_eq!(cause, Cause::Crashed, "{}", host.log("attacker")),
+    }
+    assert!(!host.log("attacker").contains("canary"));
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn changing_the_shims_surroundings_gains_nothing() {
+    let origin = support::Origin::start().await;
+    let code = format!(
+        r#"
+const seen: string[] = [];
+const spy = (object: any, name: string) => {{ const old = object[name]; object[name] = function (...args: any[]) {{ for (const a of [this, ...args]) try {{ seen.push(typeof a === "string" ? a : JSON.stringify(a)); }} catch {{}} return old.apply(this, args); }}; }};
+for (const [o, n] of [[Headers.prototype, "get"], [Headers.prototype, "set"], [Promise.prototype, "then"], [Array.prototype, "includes"], [String.prototype, "startsWith"], [Set.prototype, "add"], [Object, "defineProperty"], [RegExp.prototype, "test"]] as any) spy(o, n);
+Object.defineProperty(Object.prototype, "client", {{ get() {{ seen.push("client asked"); return undefined; }}, configurable: true }});
+(globalThis as any).Response = class Forged {{}};
+(globalThis as any).Request = class Forged {{}};
+const real = new globalThis.Headers();
+export default {{ async fetch() {{
+  let text = "";
+  try {{ text = await (await fetch("http://127.0.0.1:{}/plain")).text(); }} catch (error) {{ text = String(error); }}
+  throw new Error(text + seen.filter((s) => /secret|private|host.sock/.test(s)).join());
+}} }};
+"#,
+        origin.port
+    );
+    let host = beside(&code, |_| {}).await;
+    assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::Exception);
+    eventually("the log has it", async || !host.log("attacker").is_empty()).await;
+    assert_eq!(origin.connections(), 0);
+    neighbour_is_well(&host).await;
+}
+
+#[tokio::test]
+async fn an_operator_cannot_listen_where_others_connect() {
+    // The engine's socket is the process's own; taking its place is only possible for code that escaped the engine, and
+    // what the host then connects to is checked. Here the surface that the contract leaves.
+    let code = handler(
+        "if ('Deno' in globalThis) return new Response('Deno is there'); const s = (await (globalThis as any).navigator?.serial?.requestPort?.()); return new Response(String(s));",
+    );
+    let host = beside(&code, |_| {}).await;
+    assert_eq!(host.text("attacker", "/").await, "undefined");
+    for path in ["/load", "/ping"] {
+        let request =
+            Request::post(format!("http://portcullis.internal{path}")).body(Full::<Bytes>::default()).unwrap();
+        assert_eq!(host.send("attacker", request).await.unwrap_err(), Cause::RequestRefused);
+    }
+}
+
+#[tokio::test]
+async fn a_burst_over_many_attackers_leaves_the_neighbour_well() {
+    let host = Host::new();
+    let mut operators = vec![host.operator("neighbour", NEIGHBOUR, |_| {})];
+    for (name, attack) in [
+        ("loop", "for (;;) {}"),
+        ("heap", "for (;;) kept.push(new Array(1000).fill({}));"),
+        ("log", "for (;;) { console.log('x'.repeat(100)); await null; }"),
+    ] {
+        operators.push(host.operator(name, &handler(attack), |config| {
+            config.limits.cpu_milliseconds = 500;
+            config.limits.heap_mebibytes = 32;
+            config.limits.memory_mebibytes = 64;
+        }));
+    }
+    host.serve(operators).await;
+    let attack = async |name: &str| {
+        for _ in 0..3 {
+            let _ = host.get(name, "/").await;
+        }
+    };
+    let well = async {
+        for _ in 0..50 {
+            assert_eq!(host.text("neighbour", "/").await, "well");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::join!(attack("loop"), attack("heap"), attack("log"), well);
+    neighbour_is_well(&host).await;
+}
