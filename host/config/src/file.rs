@@ -16,6 +16,7 @@ use crate::units::{Size, Time};
 #[schemars(rename = "portcullis.yaml")]
 pub struct Config {
     /// The format of this file. Always `1`.
+    #[schemars(range(min = 1, max = 1))]
     pub version: u32,
     /// Where health, readiness, metrics and the running configuration are served. Absent: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,10 +38,12 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
     /// The addresses that clients connect to. At least one, at most 64.
+    #[schemars(length(min = 1, max = 64))]
     pub listeners: Vec<Listener>,
     /// The filters, in the order in which a request passes them; a response passes them in the reverse order.
     /// At most 64.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub filters: Vec<Filter>,
     /// The servers behind the proxy, by name. Filters' callouts use the same names. At most 1000.
     #[serde(default)]
@@ -51,6 +54,7 @@ pub struct Config {
     pub operators: BTreeMap<String, Operator>,
     /// What happens to which request. The first route that matches wins; a request that none matches is answered
     /// with 404 and meets no filter. At least one, at most 2000.
+    #[schemars(length(min = 1, max = 2000))]
     pub routes: Vec<Route>,
 }
 
@@ -113,6 +117,7 @@ pub enum LogLevel {
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// A name for logs and metrics: lower-case letters, digits, `-` and `_`. Example: `public`.
+    #[schemars(regex(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$"))]
     pub name: String,
     /// IP address and port; port 0 lets the system choose. Example: `0.0.0.0:8443`, `[::]:8443`.
     pub address: String,
@@ -178,6 +183,7 @@ impl Default for ListenerLimits {
 #[serde(deny_unknown_fields)]
 pub struct Filter {
     /// A name for routes, logs and metrics: lower-case letters, digits, `-` and `_`. Example: `jwt`.
+    #[schemars(regex(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$"))]
     pub name: String,
     /// The module's file. Example: `filters/jwt-auth.wasm`.
     pub wasm: String,
@@ -341,6 +347,7 @@ impl Default for FilterLimits {
 pub struct Upstream {
     /// Where they listen, used in turn: `address:port`, `name:port` or `unix:/path/to/socket`. Names are looked
     /// up while running. At least one. Example: `["10.0.0.5:9000", "10.0.0.6:9000"]`.
+    #[schemars(length(min = 1))]
     pub endpoints: Vec<String>,
     /// Speaks TLS to them. Absent: plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -393,6 +400,7 @@ pub struct UpstreamTls {
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// A name for logs, metrics and filters' `route_names`: lower-case letters, digits, `-` and `_`.
+    #[schemars(regex(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$"))]
     pub name: String,
     /// Which requests. Absent: all.
     #[serde(rename = "match", default)]
@@ -431,12 +439,14 @@ pub struct Match {
     /// Hosts, any of which matches: `api.example.com`, `*.example.com` (any name below, not the name itself) or
     /// `*`. Case, port and a final dot of the request's host do not matter. Absent: every host.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub hosts: Option<Vec<String>>,
     /// The path, compared after normalisation, without the query. Absent: every path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
     /// Methods, any of which matches; `GET` does not include `HEAD`. Absent: every method.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub methods: Option<Vec<String>>,
     /// Fields, all of which must match. Absent: no condition.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -536,6 +546,7 @@ pub struct Secret {
     /// The source: `{ env: STRIPE_KEY }` or `{ file: secrets/stripe }`.
     pub from: SecretSource,
     /// The `host:port` pairs, each also in `net`, whose requests may carry it. At least one.
+    #[schemars(length(min = 1))]
     pub hosts: Vec<String>,
 }
 

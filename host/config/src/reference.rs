@@ -72,7 +72,9 @@ pub fn reference_page() -> String {
          <!-- Made from the doc comments in host/config/src/file.rs. To renew it: UPDATE=1 cargo test -p portcullis-config --test reference -->\n\n\
          Every setting of the policy file. Sizes are written `64MiB` (B, KiB, MiB, GiB), times `100ms` (ms, s, m, h, d); a\n\
          bare number is refused. Unknown keys, keys given twice and empty values are refused. Names of files are relative\n\
-         to the folder of the policy file. `portcullis check` explains every mistake.\n",
+         to the folder of the policy file. `portcullis check` explains every mistake.\n\n\
+         Editors complete and check the file with `docs/portcullis.schema.json`; those that use the YAML language server find\n\
+         it by a first line `# yaml-language-server: $schema=PATH`.\n",
     );
     for section in page.sections {
         text.push('\n');
