@@ -50,7 +50,7 @@ const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
 /// Most that is read of a process's output in a second; a process that prints more waits.
 const OUTPUT_BYTES_PER_SECOND: usize = 4 << 20;
 /// User ids set aside for one host, and the number of hosts that one machine may run.
-const UIDS: u32 = 1024;
+pub(crate) const UIDS: u32 = 1024;
 const HOSTS: u32 = 64;
 /// Alive so long, a process counts as one that works.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -106,6 +106,19 @@ pub enum ApplyError {
     /// The set as a whole.
     #[error("{0}")]
     Config(String),
+}
+
+impl ApplyError {
+    /// Which operator is meant; none when it is the set as a whole.
+    #[must_use]
+    pub fn operator(&self) -> Option<&str> {
+        match self {
+            Self::Bundle { operator, .. } | Self::Load { operator, .. } | Self::Start { operator, .. } => {
+                Some(operator)
+            }
+            Self::Config(_) => None,
+        }
+    }
 }
 
 fn join(errors: &[BundleError]) -> String {
@@ -260,6 +273,15 @@ impl Operators {
         names
     }
 
+    /// The files that the served versions consist of.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> =
+            self.shared.table.load().values().flat_map(|pool| pool.bundle.files.iter().cloned()).collect();
+        files.sort();
+        files
+    }
+
     /// Counters by name, labels as `.operator.<name>` and `.reason.<id>`.
     #[must_use]
     pub fn metrics(&self) -> Vec<(String, u64)> {
@@ -329,15 +351,15 @@ impl Shared {
 }
 
 /// A folder of this host's own, and the number that keeps its user ids apart from another host's on the same machine.
-struct Instance {
-    number: u32,
-    folder: PathBuf,
+pub(crate) struct Instance {
+    pub(crate) number: u32,
+    pub(crate) folder: PathBuf,
     /// Locked as long as this host lives; the kernel unlocks it when it does not.
     _lock: fs::File,
 }
 
 impl Instance {
-    fn claim(run_folder: &Path) -> io::Result<Self> {
+    pub(crate) fn claim(run_folder: &Path) -> io::Result<Self> {
         let uid = rustix::process::geteuid().as_raw();
         let base = run_folder.join(format!("portcullis-{uid}"));
         match fs::DirBuilder::new().mode(0o711).create(&base) {
@@ -370,7 +392,7 @@ impl Instance {
         Err(io::Error::other(format!("more than {HOSTS} hosts on one machine")))
     }
 
-    fn clean(&self) {
+    pub(crate) fn clean(&self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -1,0 +1,163 @@
+//! What confines operators on this machine, found out by confining one process and asking from inside.
+
+use std::fmt;
+use std::fs;
+use std::time::Duration;
+
+use crate::Settings;
+use crate::engine::{Class, Engine};
+use crate::jail::{Isolation, LayerReport, LayerState, Report, Rlimits, Spec};
+use crate::manager::{Instance, StartError};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The findings, for `portcullis doctor`.
+#[derive(Clone, Debug)]
+pub struct Doctor {
+    /// Which engine.
+    pub engine: String,
+    /// Whether a confined process could be started, and if not, why.
+    pub start: Result<(), String>,
+    /// Layer by layer; empty when nothing could be started.
+    pub layers: Vec<LayerReport>,
+    /// From the launcher's start to the engine's, in microseconds.
+    pub setup_microseconds: u64,
+    /// Facts about the machine that matter between operators, and what follows.
+    pub notes: Vec<String>,
+    /// Which level of isolation was asked for.
+    pub isolation: Isolation,
+}
+
+impl Doctor {
+    /// Confines one process with the given engine and looks.
+    ///
+    /// # Errors
+    /// [`StartError`] when not even the attempt is possible.
+    pub fn examine(settings: &Settings, engine: &dyn Engine) -> Result<Self, StartError> {
+        let run = |source| StartError::Run { path: settings.run_folder.clone(), source };
+        let instance = Instance::claim(&settings.run_folder).map_err(run)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| StartError::Setup { what: "a runtime", source })?;
+        let class = Class {
+            heap_bytes: 64 << 20,
+            memory_bytes: 128 << 20,
+            interpreter_only: false,
+            code_generation: false,
+            private_bytes: 1 << 20,
+        };
+        let start = engine.start(&class);
+        let spec = Spec {
+            // Asked for everything: the report says what is missing, the caller's level what that means.
+            isolation: Isolation::BestEffort,
+            host_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            uid: settings.uid_first + instance.number * crate::manager::UIDS,
+            staging: instance.folder.join("root"),
+            private_fallback: instance.folder.join("doctor"),
+            binds: start.binds,
+            files: start.files,
+            private_bytes: class.private_bytes,
+            private_files: 16,
+            rlimits: Rlimits {
+                data_bytes: start.data_bytes + class.memory_bytes,
+                files: start.files_open,
+                threads: start.threads,
+            },
+            argv: start.argv,
+            env: start.env,
+            without: Vec::new(),
+        };
+        let launched = runtime.block_on(settings.launcher.launch(&spec, DEADLINE));
+        let mut doctor = Self {
+            engine: engine.name(),
+            start: Ok(()),
+            layers: Vec::new(),
+            setup_microseconds: 0,
+            notes: machine_notes(),
+            isolation: settings.isolation,
+        };
+        match launched {
+            Ok(confined) => {
+                doctor.setup_microseconds = confined.setup_microseconds;
+                doctor.start = verdict(&confined.report, settings.isolation);
+                doctor.layers = confined.report.rows().collect();
+                // Its handle goes, and the process with it.
+                drop(confined);
+            }
+            Err(error) => doctor.start = Err(error.to_string()),
+        }
+        instance.clean();
+        Ok(doctor)
+    }
+
+    /// Whether operators would start with the level of isolation that was asked for.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.start.is_ok()
+    }
+}
+
+fn verdict(report: &Report, isolation: Isolation) -> Result<(), String> {
+    match report.unacceptable(isolation) {
+        None => Ok(()),
+        Some(missing) => Err(format!("isolation layer `{}` is missing: {}", missing.layer, missing.reason())),
+    }
+}
+
+impl fmt::Display for Doctor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = match self.isolation {
+            Isolation::Required => "required",
+            Isolation::BestEffort => "best_effort",
+        };
+        match &self.start {
+            Ok(()) => writeln!(formatter, "operators: start with `isolation: {level}` ({})", self.engine)?,
+            Err(reason) => writeln!(formatter, "operators: do NOT start with `isolation: {level}`: {reason}")?,
+        }
+        for row in &self.layers {
+            match &row.state {
+                LayerState::Active => writeln!(formatter, "  {:<18} active", row.layer)?,
+                LayerState::Partial { reason } => writeln!(formatter, "  {:<18} in part: {reason}", row.layer)?,
+                LayerState::Missing { reason } => {
+                    writeln!(formatter, "  {:<18} MISSING ({reason}): {}", row.layer, row.layer.when_missing())?;
+                }
+            }
+        }
+        if self.setup_microseconds > 0 {
+            let milliseconds = self.setup_microseconds / 1000;
+            let rest = self.setup_microseconds % 1000;
+            writeln!(formatter, "  set up in {milliseconds}.{rest:03} ms")?;
+        }
+        for note in &self.notes {
+            writeln!(formatter, "  note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+fn machine_notes() -> Vec<String> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let mut notes = Vec::new();
+    let release = read("/proc/sys/kernel/osrelease");
+    notes.push(format!("kernel {release}"));
+    if read("/sys/devices/system/cpu/smt/active") == "1" {
+        notes.push(
+            "two hardware threads share a core: give operators that must not share one all threads of their cores in \
+             `placement.cpus`"
+                .to_owned(),
+        );
+    }
+    if read("/sys/kernel/mm/ksm/run") == "1" {
+        notes.push(
+            "the kernel merges equal pages (KSM), which lets processes guess each other's memory: turn it off"
+                .to_owned(),
+        );
+    }
+    notes.push(
+        "control groups are not used: memory is bounded by `RLIMIT_DATA` and by looking at what is resident, CPU by \
+         looking at the clock of each process"
+            .to_owned(),
+    );
+    notes
+}
