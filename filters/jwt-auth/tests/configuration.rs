@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use portcullis_jwt_auth::JwtAuth;
 use portcullis_kit::guard::Guard;
 use portcullis_kit::schema::schema_of;
+use proptest::prelude::*;
 
 fn json_files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -52,4 +53,19 @@ fn the_schema_for_editors_is_up_to_date() {
     }
     let committed = fs::read_to_string(&file).unwrap_or_default();
     assert!(committed == current, "{} is stale; renew it with UPDATE_SCHEMA=1", file.display());
+}
+
+proptest! {
+    /// A configuration comes from an operator, but also from whatever wrote half a file.
+    #[test]
+    fn survives_any_configuration(at in any::<prop::sample::Index>(), length in 0usize..40, with in proptest::collection::vec(any::<u8>(), 0..12)) {
+        for good in ["one-issuer.json", "two-issuers.json", "shared-secret.json"] {
+            let mut text = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(good)).expect("a file");
+            let at = at.index(text.len());
+            text.splice(at..(at + length).min(text.len()), with.iter().copied());
+            if let Err(errors) = Guard::<JwtAuth>::from_json(&text) {
+                prop_assert!(errors.to_string().starts_with("jwt-auth: "));
+            }
+        }
+    }
 }

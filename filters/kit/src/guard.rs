@@ -142,7 +142,6 @@ impl<F: Filter> Guard<F> {
             }
         };
         let count = |event| Some(Counter { rule_index, rule, event });
-        let request_id = request_id(lines.unwrap_or_default(), host);
         match decision {
             // What would have been written in `enforce` is not: the upstream sees what it saw before.
             Decision::Continue(_) if self.mode == Mode::Shadow => {
@@ -167,15 +166,15 @@ impl<F: Filter> Guard<F> {
                     (_, false) => (LogLevel::Info, Event::Denied(reason), "denied"),
                 };
                 let passes = matches!(event, Event::ShadowDenied(_) | Event::FailureAllowed(_));
-                let id = request_id.as_deref();
+                let id = request_id(lines.unwrap_or_default(), host);
                 let mut message =
                     format!("{}: {verb}: rule={rule} reason={reason} finding=\"{}\"", F::NAME, denial.finding());
-                if let Some(id) = id {
+                if let Some(id) = &id {
                     message.push_str(" request_id=");
                     message.push_str(id);
                 }
                 Outcome {
-                    response: (!passes).then(|| denial.response(F::NAME, id)),
+                    response: (!passes).then(|| denial.response(F::NAME, id.as_deref())),
                     field_edits: if passes { stripped } else { Vec::new() },
                     properties: Vec::new(),
                     counter: count(event),
