@@ -1,0 +1,210 @@
+//! Operators: every grant is checked against what it refers to; nothing is granted that is not written.
+//!
+//! Modules and files are only known to exist; the operators' own crate reads them when it starts a process.
+
+use std::path::{Path, PathBuf};
+
+use super::Compiler;
+use super::names::host_port;
+use super::read::PEM_BYTES_MAX;
+use crate::file;
+use crate::mistake::listed;
+use crate::policy::{HostPort, Operator, OperatorSecret, SecretSource};
+use crate::units::{Size, Time};
+
+const OPERATOR_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+impl Compiler<'_> {
+    pub(super) fn operators(&mut self, written: Vec<(String, Option<file::Operator>)>) -> Vec<Operator> {
+        let mut operators: Vec<Operator> = Vec::new();
+        for (name, operator) in written {
+            let path = format!("operators.{name}");
+            self.key(&path, &name);
+            let Some(operator) = operator else {
+                operators.push(unread_operator(name));
+                continue;
+            };
+            let operator = self.operator(&path, name, operator);
+            if let Some(cpus) = &operator.cpus {
+                let taken = operators.iter().find_map(|other| {
+                    let cpu = other.cpus.iter().flatten().find(|cpu| cpus.contains(cpu))?;
+                    Some((*cpu, other.name.clone()))
+                });
+                if let Some((cpu, other)) = taken {
+                    self.wrong(
+                        &format!("{path}.placement.cpus"),
+                        format!("CPU {cpu} already belongs to operator `{other}`"),
+                        "give each operator CPUs of its own",
+                    );
+                }
+            }
+            operators.push(operator);
+        }
+        operators
+    }
+
+    fn operator(&mut self, path: &str, name: String, operator: file::Operator) -> Operator {
+        let at = |field: &str| format!("{path}.{field}");
+        let entry = self.read(&at("entry"), &operator.entry, OPERATOR_FILE_BYTES_MAX);
+        const EXTENSIONS: [&str; 6] = ["ts", "js", "mts", "mjs", "tsx", "jsx"];
+        let extension = Path::new(&operator.entry).extension().and_then(|extension| extension.to_str());
+        if entry.is_some() && !extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
+            self.wrong(
+                &at("entry"),
+                format!("`{}` is not a JavaScript or TypeScript module", operator.entry),
+                format!("name a file that ends in one of {}", listed(EXTENSIONS)),
+            );
+        }
+        let permissions = operator.permissions;
+        let net = self.host_ports(&at("permissions.net"), &permissions.net);
+        for (index, variable) in permissions.env.iter().enumerate() {
+            self.variable(&format!("{path}.permissions.env[{index}]"), variable);
+        }
+        let mut secrets = Vec::new();
+        for (secret_name, secret) in permissions.secrets {
+            secrets.extend(self.secret(
+                &format!("{path}.permissions.secrets.{secret_name}"),
+                secret_name,
+                &secret,
+                &net,
+            ));
+        }
+        let mut read = Vec::new();
+        for (index, file) in permissions.read.iter().enumerate() {
+            let found = self.read(&format!("{path}.permissions.read[{index}]"), file, OPERATOR_FILE_BYTES_MAX);
+            read.extend(found.map(|(resolved, _)| (file.clone(), resolved)));
+        }
+        self.operator_limits(&at("limits"), &operator.limits);
+        let replicas = operator.replicas;
+        self.count(&at("replicas.max"), replicas.max, 1, 1024);
+        if replicas.min > replicas.max {
+            self.wrong(
+                &at("replicas.min"),
+                format!("{} is more than `max`, which is {}", replicas.min, replicas.max),
+                "raise `max` or lower `min`",
+            );
+        }
+        if let Some(pool) = &operator.placement.pool {
+            self.name(&at("placement.pool"), pool);
+        }
+        let cpus = operator.placement.cpus.map(|mut cpus| {
+            if cpus.is_empty() {
+                self.wrong(&at("placement.cpus"), "the list is empty", "name CPUs, or remove it to share all of them");
+            }
+            let named = cpus.len();
+            cpus.sort_unstable();
+            cpus.dedup();
+            if cpus.len() < named {
+                self.wrong(&at("placement.cpus"), "a CPU is in the list twice", "keep one of the two");
+            }
+            if let Some(cpu) = cpus.iter().find(|cpu| **cpu >= 4096) {
+                self.wrong(&at("placement.cpus"), format!("there is no CPU {cpu}"), "see `lscpu -e` for their numbers");
+            }
+            cpus
+        });
+        Operator {
+            name,
+            entry: entry.map(|(resolved, _)| resolved).unwrap_or_default(),
+            net,
+            env: permissions.env,
+            secrets,
+            kv: permissions.kv,
+            read,
+            limits: operator.limits,
+            replicas,
+            cpus,
+            pool: operator.placement.pool,
+            isolation: operator.isolation,
+        }
+    }
+
+    fn operator_limits(&mut self, path: &str, limits: &file::OperatorLimits) {
+        let at = |field: &str| format!("{path}.{field}");
+        let gib = Size::mib(1024);
+        self.time(&at("wall_time"), limits.wall_time, Time::secs(3600));
+        self.time(&at("cpu_time"), limits.cpu_time, Time::secs(3600));
+        self.time(&at("start_time"), limits.start_time, Time::secs(300));
+        self.size(&at("heap"), limits.heap, Size::mib(8), Size::mib(65_536));
+        if limits.memory < limits.heap {
+            self.wrong(
+                &at("memory"),
+                format!("`{}` is less than `heap`, which is `{}`", limits.memory, limits.heap),
+                "memory holds the heap, buffers and WebAssembly; raise it or lower `heap`",
+            );
+        }
+        self.size(&at("request_bytes"), limits.request_bytes, Size(0), gib);
+        self.size(&at("response_bytes"), limits.response_bytes, Size(0), Size::mib(65_536));
+        self.count(&at("concurrency"), limits.concurrency, 1, 100_000);
+    }
+
+    fn variable(&mut self, path: &str, name: &str) {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            self.wrong(path, format!("`{}` cannot be a variable's name", name.escape_debug()), "write e.g. `REGION`");
+        }
+    }
+
+    fn host_ports(&mut self, path: &str, written: &[String]) -> Vec<HostPort> {
+        let mut list = Vec::new();
+        for (index, text) in written.iter().enumerate() {
+            match host_port(text) {
+                Some(host_port) => list.push(host_port),
+                None => self.wrong(
+                    &format!("{path}[{index}]"),
+                    format!("`{text}` is not a host and a port"),
+                    "write e.g. `api.example.com:443`; wildcards are not possible",
+                ),
+            }
+        }
+        list
+    }
+
+    fn secret(&mut self, path: &str, name: String, secret: &file::Secret, net: &[HostPort]) -> Option<OperatorSecret> {
+        self.key(path, &name);
+        let hosts = self.host_ports(&format!("{path}.hosts"), &secret.hosts);
+        if secret.hosts.is_empty() {
+            self.wrong(
+                &format!("{path}.hosts"),
+                "the list is empty, so the secret could go nowhere",
+                "name the hosts that need it",
+            );
+        }
+        for (index, host) in hosts.iter().enumerate() {
+            if !net.contains(host) {
+                self.wrong(
+                    &format!("{path}.hosts[{index}]"),
+                    format!("the operator may not reach `{host}`"),
+                    "add it to `permissions.net` as well",
+                );
+            }
+        }
+        let source = match &secret.from {
+            file::SecretSource::Env(variable) => {
+                self.variable(&format!("{path}.from.env"), variable);
+                SecretSource::Env(variable.clone())
+            }
+            file::SecretSource::File(file) => {
+                SecretSource::File(self.read(&format!("{path}.from.file"), file, PEM_BYTES_MAX)?.0)
+            }
+        };
+        Some(OperatorSecret { name, source, hosts })
+    }
+}
+
+/// Stands where an operator could not be read, so that indices stay those of the names. Never runs: there is a
+/// mistake already.
+fn unread_operator(name: String) -> Operator {
+    Operator {
+        name,
+        entry: PathBuf::new(),
+        net: Vec::new(),
+        env: Vec::new(),
+        secrets: Vec::new(),
+        kv: false,
+        read: Vec::new(),
+        limits: file::OperatorLimits::default(),
+        replicas: file::Replicas::default(),
+        cpus: None,
+        pool: None,
+        isolation: file::Isolation::Required,
+    }
+}
