@@ -231,6 +231,15 @@ impl SigningKey {
         }
     }
 
+    /// A token in compact serialisation (RFC 7515, section 3.1), signed with the header's `alg`.
+    pub fn token(&self, header: &Value, claims: &Value) -> Result<String, KeyError> {
+        let algorithm = header.get("alg").and_then(Value::as_str).unwrap_or_default();
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(header), part(claims));
+        let signature = self.sign(algorithm, signed.as_bytes())?;
+        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+
     /// The public half as a JWK; a shared secret has none.
     pub fn public_jwk(&self) -> Option<Value> {
         let mut jwk = match &self.kind {
@@ -373,6 +382,10 @@ mod tests {
         let signature = key.sign("ES256", b"message").unwrap();
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(b"message", &signature).unwrap();
         assert_eq!(public["kid"], "k1");
+        let token = key.token(&json!({ "alg": "ES256" }), &json!({ "sub": "a" })).unwrap();
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        assert_eq!(signed, "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0");
+        assert_eq!(URL_SAFE_NO_PAD.decode(signature).unwrap().len(), 64);
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct Scenario {
     pub now: Option<u64>,
     /// The configuration must be refused, and the log must hold each of these texts. Such a scenario has no steps.
     pub refused: Option<Vec<String>>,
+    /// What the filter remembers from other scenarios must not matter: it gets an instance of its own on every host.
+    pub fresh: bool,
     /// Names of the upstreams that the filter may call.
     pub callout_upstreams: Vec<String>,
     document: Document,
@@ -171,6 +173,8 @@ struct Document {
     config_inline: Option<Value>,
     #[serde(default)]
     hosts: Option<Vec<Host>>,
+    #[serde(default)]
+    fresh: bool,
     #[serde(default)]
     now: Option<u64>,
     #[serde(default)]
@@ -472,17 +476,13 @@ impl Scenario {
             hosts,
             now: document.now,
             refused,
+            fresh: document.fresh || !callout_upstreams.is_empty(),
             callout_upstreams,
             document,
         };
         // Whatever planning can find wrong does not depend on the time of day.
         scenario.plan(scenario.now.unwrap_or(1_700_000_000))?;
         Ok(scenario)
-    }
-
-    /// Whether it sends more than one request.
-    pub fn has_several_steps(&self) -> bool {
-        self.document.steps.as_ref().is_some_and(|steps| steps.len() > 1)
     }
 
     /// The steps with tokens minted and times filled in; `now` is in seconds since 1970.
@@ -953,7 +953,7 @@ steps:
         check_error(
             "name: a\nrequest: { path: / }\nexpects: {}\n",
             ":3:1: unknown key `expects`\n  hint: did you mean `expect`? known here: `name`, `wasm`, `config`, \
-             `config_inline`, `hosts`, `now`, `tokens`, `callouts`, `request`, `upstream_response`, `expect`, `steps`",
+             `config_inline`, `hosts`, `fresh`, `now`, `tokens`, `callouts`, `request`, `upstream_response`, `expect`, `steps`",
         );
         check_error(
             "name: a\nrequest: { path: / }\nexpect: {}\n",

@@ -1,0 +1,202 @@
+//! A child process that ends with the test, and whose output is kept for when something fails.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long anything in a test may take. Generous: it ends hung tests and measures nothing.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Lines kept per process; the oldest go first.
+const LINES_MAX: usize = 2_000;
+
+/// A running child. Dropping it kills it and waits for its end.
+pub struct Process {
+    name: String,
+    child: Arc<Mutex<Child>>,
+    output: Arc<Output>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Output {
+    state: Mutex<OutputState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct OutputState {
+    lines: Vec<String>,
+    open: usize,
+}
+
+impl Output {
+    fn lock(&self) -> MutexGuard<'_, OutputState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, line: String) {
+        let mut state = self.lock();
+        if state.lines.len() >= LINES_MAX {
+            state.lines.remove(0);
+        }
+        state.lines.push(line);
+        self.changed.notify_all();
+    }
+
+    fn close(&self) {
+        self.lock().open -= 1;
+        self.changed.notify_all();
+    }
+}
+
+/// How a process ended that was run to its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Standard output and error, line by line as they came.
+    pub output: String,
+}
+
+impl Process {
+    /// Starts `command` with its output captured.
+    pub fn start(name: &str, command: &mut Command) -> Result<Process, String> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{name} cannot be started: {error}"))?;
+        let output = Arc::new(Output::default());
+        let mut readers = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            readers.push(read_lines(stdout, &output));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            readers.push(read_lines(stderr, &output));
+        }
+        let child = Arc::new(Mutex::new(child));
+        running().push(Arc::clone(&child));
+        Ok(Process { name: name.to_owned(), child, output, readers })
+    }
+
+    /// Runs `command` to its end.
+    pub fn run(name: &str, command: &mut Command) -> Result<Ended, String> {
+        let mut process = Process::start(name, command)?;
+        let status = process.wait()?;
+        Ok(Ended { status, output: process.log() })
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait(&mut self) -> Result<ExitStatus, String> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut state = self.output.lock();
+        // Both pipes close when the process ends, since it passes them on to nobody.
+        while state.open > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(state);
+                return Err(format!("{} did not end within {DEADLINE:?}\n{}", self.name, self.log()));
+            }
+            (state, _) = self.output.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.child().wait().map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    /// Waits until a line of the output gives `Some`. Fails if the process ends first, or takes too long.
+    pub fn wait_for<T>(&self, mut find: impl FnMut(&str) -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut seen = 0;
+        let mut state = self.output.lock();
+        loop {
+            for line in state.lines.iter().skip(seen) {
+                if let Some(found) = find(line) {
+                    return Ok(found);
+                }
+            }
+            seen = state.lines.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.open == 0 || left.is_zero() {
+                let why = if state.open == 0 { "ended before it was ready" } else { "was not ready in time" };
+                drop(state);
+                return Err(format!("{} {why}:\n{}", self.name, self.log()));
+            }
+            (state, _) = self.output.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child().try_wait(), Ok(None))
+    }
+
+    /// What it wrote so far.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        for line in &self.output.lock().lines {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every child that runs now, for [`kill_all`].
+static RUNNING: Mutex<Vec<Arc<Mutex<Child>>>> = Mutex::new(Vec::new());
+
+fn running() -> MutexGuard<'static, Vec<Arc<Mutex<Child>>>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills every child that [`Process::start`] started. For programs that end without dropping what they hold, such as after
+/// a signal.
+pub fn kill_all() {
+    for child in running().drain(..) {
+        let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+        // Either fails only if the process is gone already, which is what is wanted.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        {
+            let mut child = self.child();
+            // Either fails only if the process is gone already, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        running().retain(|child| !Arc::ptr_eq(child, &self.child));
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+fn read_lines(pipe: impl Read + Send + 'static, output: &Arc<Output>) -> JoinHandle<()> {
+    output.lock().open += 1;
+    let output = Arc::clone(output);
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(pipe);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            output.add(String::from_utf8_lossy(&line).trim_end().to_owned());
+            line.clear();
+        }
+        output.close();
+    })
+}

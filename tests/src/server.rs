@@ -1,0 +1,198 @@
+//! [`Server`]: `portcullis serve` or the real Envoy, running one policy on ports of its own choice.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use portcullis_harness::{Host, RequestPlan};
+use serde_json::Value;
+
+use crate::process::{DEADLINE, Process};
+use crate::{client, places};
+
+/// A running host with one listener.
+pub struct Server {
+    process: Process,
+    host: Host,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Server {
+    /// Starts `portcullis serve` with a policy whose addresses have port 0.
+    pub fn portcullis(policy: &Path) -> Result<Server, String> {
+        let mut command = Command::new(places::portcullis()?);
+        command.arg("serve").arg(policy);
+        let process = Process::start("portcullis serve", &mut command)?;
+        let mut listener = None;
+        let mut admin = None;
+        // It says where it listens once everything has started, which is what we wait for.
+        let (address, admin) = process.wait_for(|line| {
+            listener = listener.or_else(|| announced(line, "listener `public`"));
+            admin = admin.or_else(|| announced(line, "admin on"));
+            Some((listener?, admin?))
+        })?;
+        Ok(Server { process, host: Host::Host, address, admin })
+    }
+
+    /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
+    pub fn envoy(policy: &Path) -> Result<Server, String> {
+        let folder = policy.parent().unwrap_or(Path::new("."));
+        let bootstrap = folder.join("envoy.yaml");
+        let admin_file = folder.join("envoy-admin-address");
+        let envoy = places::envoy()?;
+        let rendered = Process::run(
+            "portcullis envoy-config",
+            Command::new(places::portcullis()?).arg("envoy-config").arg(policy).arg("--output").arg(&bootstrap),
+        )?;
+        if !rendered.status.success() {
+            return Err(format!("`portcullis envoy-config` failed:\n{}", rendered.output));
+        }
+        let mut command = Command::new(envoy);
+        command.arg("-c").arg(&bootstrap).arg("--admin-address-path").arg(&admin_file);
+        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
+        let process = Process::start("envoy", &mut command)?;
+        process.wait_for(|line| line.contains("starting main dispatch loop").then_some(()))?;
+        let admin = std::fs::read_to_string(&admin_file)
+            .map_err(|error| format!("envoy wrote no admin address: {error}\n{}", process.log()))?;
+        let admin: SocketAddr =
+            admin.trim().parse().map_err(|error| format!("envoy's admin address `{admin}`: {error}"))?;
+        let mut server = Server { process, host: Host::Envoy, address: admin, admin };
+        server.wait_until_live()?;
+        server.address = server.envoy_listener()?;
+        Ok(server)
+    }
+
+    /// Starts one or the other.
+    pub fn start(host: Host, policy: &Path) -> Result<Server, String> {
+        match host {
+            Host::Host => Server::portcullis(policy),
+            Host::Envoy => Server::envoy(policy),
+            Host::Harness => Err("the harness has no server".to_owned()),
+        }
+    }
+
+    /// Where the listener is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the administration endpoints are.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// What the process wrote so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// What filters counted, under the names that they gave.
+    pub fn counters(&self) -> Result<BTreeMap<String, i64>, String> {
+        match self.host {
+            Host::Envoy => {
+                let stats = self.admin_get("/stats?filter=^wasmcustom&usedonly")?;
+                Ok(stats
+                    .lines()
+                    .filter_map(|line| {
+                        let (name, value) = line.strip_prefix("wasmcustom.")?.rsplit_once(": ")?;
+                        Some((name.to_owned(), value.parse().ok()?))
+                    })
+                    .collect())
+            }
+            _ => Ok(self.admin_get("/metrics")?.lines().filter_map(counter_of_prometheus).collect()),
+        }
+    }
+
+    /// Asks the administration endpoint.
+    pub fn admin_get(&self, path: &str) -> Result<String, String> {
+        let response = client::send(self.admin, &RequestPlan::new("GET", path))?
+            .ok_or_else(|| format!("the admin endpoint closed the connection on `GET {path}`"))?;
+        if response.status != 200 {
+            return Err(format!("`GET {path}` of the admin endpoint: {}", response.status));
+        }
+        Ok(String::from_utf8_lossy(&response.body).into_owned())
+    }
+
+    fn wait_until_live(&self) -> Result<(), String> {
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            if self.admin_get("/ready").is_ok_and(|state| state.trim() == "LIVE") {
+                return Ok(());
+            }
+            // Envoy tells nobody when it becomes ready; it can only be asked.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(format!("envoy did not become ready:\n{}", self.log()))
+    }
+
+    fn envoy_listener(&self) -> Result<SocketAddr, String> {
+        let text = self.admin_get("/listeners?format=json")?;
+        let listeners: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        let socket = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
+        let port = socket["port_value"].as_u64().and_then(|port| u16::try_from(port).ok());
+        match port {
+            Some(port) => Ok(([127, 0, 0, 1], port).into()),
+            None => Err(format!("envoy has no listener:\n{text}\n{}", self.log())),
+        }
+    }
+}
+
+/// The address in a line that says `what` listens.
+fn announced(line: &str, what: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once(what)?;
+    rest.split(|c: char| c.is_whitespace() || c == ',' || c == '"')
+        .find_map(|word| word.rsplit('/').next()?.parse().ok())
+}
+
+/// `name{rule="a",reason="b"} 1` is the counter `name.rule.a.reason.b`.
+fn counter_of_prometheus(line: &str) -> Option<(String, i64)> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let (series, value) = line.rsplit_once(' ')?;
+    let value = value.parse().ok()?;
+    let Some((name, labels)) = series.split_once('{') else { return Some((series.to_owned(), value)) };
+    let mut full = name.to_owned();
+    for label in labels.strip_suffix('}')?.split(',').filter(|label| !label.is_empty()) {
+        let (label, text) = label.split_once('=')?;
+        full.push_str(&format!(".{label}.{}", text.trim_matches('"')));
+    }
+    Some((full, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_counters_back_into_the_names_that_filters_gave() {
+        let check = |line: &str, expected: Option<(&str, i64)>| {
+            let found = counter_of_prometheus(line);
+            assert_eq!(found.as_ref().map(|(name, value)| (name.as_str(), *value)), expected);
+        };
+        check(
+            r#"denied_total{rule="default",reason="expired"} 3"#,
+            Some(("denied_total.rule.default.reason.expired", 3)),
+        );
+        check("allowed_total 1", Some(("allowed_total", 1)));
+        check("# TYPE allowed_total counter", None);
+    }
+
+    #[test]
+    fn finds_the_announced_address() {
+        let check = |line: &str, expected: Option<&str>| {
+            assert_eq!(announced(line, "listener `public`").map(|address| address.to_string()).as_deref(), expected);
+        };
+        check("info: listener `public` on http://127.0.0.1:8080", Some("127.0.0.1:8080"));
+        check("info: listener `public`: 127.0.0.1:8080, 2 workers", Some("127.0.0.1:8080"));
+        check("info: listener `other`: 127.0.0.1:8080", None);
+    }
+}
