@@ -23,11 +23,11 @@ pub(super) fn upstream_cluster(upstream: &Upstream, system_authorities: &Path) -
             ("san_type", san_type.into()),
             ("matcher", Document::map([("exact", tls.server_name.as_str().into())])),
         ]);
-        let authorities = match &tls.ca {
-            Some(authorities) => ("trusted_ca", file_name(&authorities.path)),
-            None => ("trusted_ca", file_name(system_authorities)),
-        };
-        let validation = Document::map([authorities, ("match_typed_subject_alt_names", Document::list([san]))]);
+        let authorities = tls.ca.as_ref().map_or(system_authorities, |authorities| &authorities.path);
+        let validation = Document::map([
+            ("trusted_ca", file_name(authorities)),
+            ("match_typed_subject_alt_names", Document::list([san])),
+        ]);
         let alpn = if upstream.http2 { "h2" } else { "http/1.1" };
         let context =
             Document::map([("alpn_protocols", Document::list([alpn.into()])), ("validation_context", validation)]);
