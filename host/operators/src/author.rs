@@ -79,11 +79,12 @@ pub async fn check(
     settings: Settings,
     engine: Arc<dyn Engine>,
 ) -> Result<(Vec<Checked>, Vec<ApplyError>), StartError> {
+    let launcher = settings.launcher.clone();
     let host = Operators::start(Settings { prewarmed: 0, ..settings }, engine)?;
     let mut checked = Vec::new();
     for operator in &operators {
         // Mistakes are reported by `apply`.
-        if let Ok(bundle) = Bundle::build(&operator.entry, &operator.root) {
+        if let Ok(bundle) = Bundle::build_apart(&launcher, &operator.entry, &operator.root).await {
             checked.push(Checked {
                 operator: operator.name.clone(),
                 files: bundle.files.clone(),

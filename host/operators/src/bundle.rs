@@ -25,6 +25,7 @@ use oxc_span::{GetSpan, SourceType, Span};
 use oxc_syntax::module_record::{ExportExportName, ExportLocalName};
 use oxc_syntax::symbol::SymbolId;
 use oxc_transformer::{TransformOptions, Transformer};
+use serde::{Deserialize, Serialize};
 
 const MODULES_MAX: usize = 1000;
 const BYTES_MAX: usize = 8 << 20;
@@ -36,7 +37,38 @@ pub struct Bundle {
     pub code: String,
     /// The files it was made of.
     pub files: Vec<PathBuf>,
-    map: Arc<SourceMap<'static>>,
+    positions: Arc<Positions>,
+}
+
+/// Where each piece of a bundle comes from. Looked up for every stack trace that an operator prints, true or made up, so
+/// a look-up is one binary search.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Positions {
+    sources: Vec<String>,
+    /// Line and column in the bundle, source, line and column there; all from 0, in order.
+    tokens: Vec<(u32, u32, u32, u32, u32)>,
+}
+
+impl Positions {
+    fn new(map: &SourceMap<'_>) -> Self {
+        let mut tokens: Vec<_> = map
+            .get_tokens()
+            .filter_map(|token| {
+                let source = token.get_source_id()?;
+                Some((token.get_dst_line(), token.get_dst_col(), source, token.get_src_line(), token.get_src_col()))
+            })
+            .collect();
+        tokens.sort_unstable();
+        Self { sources: map.get_sources().map(str::to_owned).collect(), tokens }
+    }
+
+    fn locate(&self, line: u32, column: u32) -> Option<(&str, u32, u32)> {
+        let after = self.tokens.partition_point(|token| (token.0, token.1) <= (line, column));
+        // The last token before, or the first of the line.
+        let before = after.checked_sub(1).and_then(|index| self.tokens.get(index)).filter(|token| token.0 == line);
+        let token = before.or_else(|| self.tokens.get(after).filter(|token| token.0 == line))?;
+        Some((self.sources.get(usize::try_from(token.2).ok()?)?, token.3, token.4))
+    }
 }
 
 impl fmt::Debug for Bundle {
@@ -52,7 +84,7 @@ impl PartialEq for Bundle {
 }
 
 /// A mistake in an operator's files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleError {
     /// The file, relative to the root.
     pub file: String,
@@ -94,10 +126,8 @@ impl Bundle {
     /// Where a position of the bundle (line and column, from 1) comes from: file, line and column, from 1.
     #[must_use]
     pub fn locate(&self, line: u32, column: u32) -> Option<(&str, u32, u32)> {
-        let table = self.map.generate_lookup_table();
-        let token = self.map.lookup_token_approx(&table, line.checked_sub(1)?, column.checked_sub(1)?)?;
-        let source = self.map.get_source(token.get_source_id()?)?;
-        Some((source, token.get_src_line() + 1, token.get_src_col() + 1))
+        let (source, line, column) = self.positions.locate(line.checked_sub(1)?, column.checked_sub(1)?)?;
+        Some((source, line + 1, column + 1))
     }
 
     /// Replaces positions in the bundle (`blob:null/…:12:34`) by those in the files.
@@ -125,6 +155,128 @@ impl Bundle {
         result
     }
 }
+
+/// What goes between a host and the process that bundles for it.
+mod apart {
+    use std::io::{self, Read, Write};
+    use std::os::fd::AsFd;
+    use std::process::Stdio;
+    use std::time::Duration;
+
+    use rustix::process::{Resource, Rlimit};
+    use serde::{Deserialize, Serialize};
+    use tokio::io::AsyncReadExt;
+    use tokio::net::unix::pipe;
+
+    use super::{Arc, Bundle, BundleError, Path, PathBuf, Positions};
+    use crate::jail::Launcher;
+
+    /// The argument by which the launcher knows that it is to bundle.
+    pub(crate) const ARGUMENT: &str = "bundle";
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const CPU_SECONDS: u64 = 15;
+    const DATA_BYTES: u64 = 1 << 30;
+    const ANSWER_BYTES_MAX: u64 = 256 << 20;
+
+    #[derive(Serialize, Deserialize)]
+    struct Task {
+        entry: PathBuf,
+        root: PathBuf,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    enum Answer {
+        Done { code: String, files: Vec<PathBuf>, positions: Positions },
+        Failed(Vec<BundleError>),
+    }
+
+    impl Bundle {
+        /// As [`Bundle::build`], in a process of its own: source that makes the parser overflow its stack or run for
+        /// ever costs that process, not the host.
+        ///
+        /// # Errors
+        /// Every mistake in the files, or that the process failed.
+        pub async fn build_apart(launcher: &Launcher, entry: &Path, root: &Path) -> Result<Self, Vec<BundleError>> {
+            let failed =
+                |message: String| vec![BundleError { file: entry.display().to_string(), position: None, message }];
+            let answer = tokio::time::timeout(DEADLINE, ask(launcher, entry, root)).await;
+            let answer = answer.map_err(|_| failed(format!("it could not be read within {DEADLINE:?}")))?;
+            match answer {
+                Ok(Answer::Done { code, files, positions }) => Ok(Self { code, files, positions: Arc::new(positions) }),
+                Ok(Answer::Failed(errors)) => Err(errors),
+                Err(error) => Err(failed(format!("it could not be read: {error}"))),
+            }
+        }
+    }
+
+    async fn ask(launcher: &Launcher, entry: &Path, root: &Path) -> io::Result<Answer> {
+        let (program, arguments) = launcher.command.split_first().ok_or_else(|| io::Error::other("no launcher"))?;
+        let (output, output_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let (input_theirs, input) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let child = std::process::Command::new(program)
+            .args(arguments)
+            .arg(ARGUMENT)
+            .env_clear()
+            .stdin(Stdio::from(input_theirs))
+            .stdout(Stdio::from(output_theirs))
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut child = Child(child);
+        let task = serde_json::to_vec(&Task { entry: entry.to_owned(), root: root.to_owned() })?;
+        // Two paths: less than a pipe holds, so this does not block.
+        rustix::io::write(&input, &task)?;
+        drop(input);
+        let mut text = Vec::new();
+        pipe::Receiver::from_owned_fd(output)?.take(ANSWER_BYTES_MAX).read_to_end(&mut text).await?;
+        let status = child.0.wait()?;
+        if text.is_empty() {
+            return Err(io::Error::other(format!("its nesting is too deep or it takes too much memory ({status})")));
+        }
+        serde_json::from_slice(&text).map_err(io::Error::other)
+    }
+
+    struct Child(std::process::Child);
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// The other side: reads the task from standard input and answers on standard output.
+    pub(crate) fn main() -> io::Result<()> {
+        let limit = |value| Rlimit { current: Some(value), maximum: Some(value) };
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        rustix::process::setrlimit(Resource::Cpu, limit(CPU_SECONDS))?;
+        rustix::process::setrlimit(Resource::Data, limit(DATA_BYTES))?;
+        rustix::process::setrlimit(Resource::Core, limit(0))?;
+        rustix::thread::set_no_new_privs(true)?;
+        let mut text = Vec::new();
+        io::stdin().take(1 << 20).read_to_end(&mut text)?;
+        let task: Task = serde_json::from_slice(&text)?;
+        // Best effort: what it may not read it is not asked to read either.
+        crate::jail::only_read(&task.root);
+        // Deep, but not endless: a deeper source ends this process.
+        let built = std::thread::Builder::new()
+            .stack_size(64 << 20)
+            .spawn(move || Bundle::build(&task.entry, &task.root))?
+            .join()
+            .map_err(|_| io::Error::other("the bundler failed"))?;
+        let answer = match built {
+            Ok(bundle) => Answer::Done {
+                code: bundle.code,
+                files: bundle.files,
+                positions: Arc::into_inner(bundle.positions).unwrap_or_default(),
+            },
+            Err(errors) => Answer::Failed(errors),
+        };
+        let mut output = io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from)?;
+        output.write_all(&serde_json::to_vec(&answer)?)
+    }
+}
+
+pub(crate) use apart::{ARGUMENT, main};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Name {
@@ -699,8 +851,8 @@ impl<'a> Graph<'a> {
             }
         }
         code.push_str(&format!("export {{ {} as default }};\n", entry.unwrap_or_default()));
-        let map = ConcatSourceMapBuilder::from_owned_sourcemaps(maps).into_sourcemap().into_owned();
-        Ok(Bundle { code, files, map: Arc::new(map) })
+        let map = ConcatSourceMapBuilder::from_owned_sourcemaps(maps).into_sourcemap();
+        Ok(Bundle { code, files, positions: Arc::new(Positions::new(&map)) })
     }
 }
 

@@ -103,7 +103,7 @@ pub struct LimitsConfig {
     pub response_bytes: u64,
     /// Requests that one process answers at the same time.
     pub concurrency: u32,
-    /// Outgoing requests per incoming one.
+    /// Outgoing requests and uses of the store per incoming request.
     pub subrequests: u32,
     /// Body of an outgoing request.
     pub subrequest_bytes: u64,

@@ -48,7 +48,7 @@ const LAUNCH: Duration = Duration::from_secs(10);
 /// What an engine without an operator may take beyond an operator's budget, resident.
 const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
 /// Most that is read of a process's output in a second; a process that prints more waits.
-const OUTPUT_BYTES_PER_SECOND: usize = 4 << 20;
+const OUTPUT_BYTES_PER_SECOND: usize = 1 << 20;
 /// User ids set aside for one host, and the number of hosts that one machine may run.
 pub(crate) const UIDS: u32 = 1024;
 const HOSTS: u32 = 64;
@@ -271,6 +271,16 @@ impl Operators {
         let mut names: Vec<String> = self.shared.table.load().keys().cloned().collect();
         names.sort();
         names
+    }
+
+    /// CPUs that belong to one operator each: whoever embeds this keeps its own threads off them.
+    #[must_use]
+    pub fn reserved_cpus(&self) -> Vec<usize> {
+        let table = self.shared.table.load();
+        let mut cpus: Vec<usize> = table.values().flat_map(|pool| pool.operator.cpus.iter().copied()).collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        cpus
     }
 
     /// The files that the served versions consist of.
@@ -551,10 +561,8 @@ impl Manager {
     ) -> Result<Arc<Pool>, ApplyError> {
         let name = operator.name.clone();
         let start_error = |message: String| ApplyError::Start { operator: name.clone(), message };
-        let (entry, root) = (operator.entry.clone(), operator.root.clone());
-        let bundle = tokio::task::spawn_blocking(move || Bundle::build(&entry, &root))
+        let bundle = Bundle::build_apart(&self.settings.launcher, &operator.entry, &operator.root)
             .await
-            .map_err(|_| start_error("the bundler failed".to_owned()))?
             .map_err(|errors| ApplyError::Bundle { operator: name.clone(), errors })?;
         if let Some(current) = current
             && current.operator == operator
@@ -759,8 +767,9 @@ impl Manager {
             dev: self.settings.dev,
         };
         let document = serde_json::to_vec(&document).map_err(|error| launch(&error))?;
-        let response =
-            control(process, "POST", "/load", Bytes::from(document)).await.map_err(|error| launch(&error))?;
+        let response = control(process, "POST", "/load", Bytes::from(document))
+            .await
+            .map_err(|error| NotServing::Load(format!("the process ended while its modules were loaded ({error})")))?;
         let (parts, body) = response;
         if parts.status == http::StatusCode::OK {
             return Ok(());

@@ -2,6 +2,7 @@
 //! store. Whoever is at the other end is known by the socket and checked against the kernel's word.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -24,6 +25,8 @@ type Body = UnsyncBoxBody<Bytes, BodyError>;
 /// Connections that one process may have open to the host at once.
 const CONNECTIONS_MAX: usize = 64;
 const LIST_MAX: usize = 1000;
+/// How long a call waits for its refusal when there were too many before it.
+const UNPAID: Duration = Duration::from_millis(100);
 
 /// Serves one process until it has ended.
 pub(crate) async fn serve(process: Arc<Process>, listener: UnixListener, egress: Egress) {
@@ -36,7 +39,7 @@ pub(crate) async fn serve(process: Arc<Process>, listener: UnixListener, egress:
             _ = exited.wait_for(Option::is_some) => return,
         };
         let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         if process.check_peer(&stream).is_err() {
@@ -74,15 +77,19 @@ async fn answer(process: &Process, egress: &Egress, request: Request<Incoming>) 
     // Before it belongs to an operator nothing is granted.
     let Some(assigned) = process.assigned.get() else { return status(StatusCode::FORBIDDEN) };
     let pool = &assigned.pool;
+    let operator = &pool.operator;
+    // Every call costs, also to the store and to nowhere: all operators share the thread that answers.
+    if !assigned.spend() {
+        tokio::time::sleep(UNPAID).await;
+        let most = operator.limits.subrequests;
+        let text = format!("more than {most} outgoing requests and uses of the store for one incoming request");
+        let refusal = Refusal::new("subrequests", text);
+        pool.counters.count_subrequest(Some(&refusal));
+        return refused(&refusal);
+    }
     let path = request.uri().path();
     if path == "/fetch" {
-        let operator = &pool.operator;
-        let result = if assigned.spend() {
-            egress.fetch(&operator.grants, &operator.limits, request).await
-        } else {
-            let most = operator.limits.subrequests;
-            Err(Refusal::new("subrequests", format!("more than {most} outgoing requests for one incoming one")))
-        };
+        let result = egress.fetch(&operator.grants, &operator.limits, request).await;
         pool.counters.count_subrequest(result.as_ref().err());
         return result.unwrap_or_else(|refusal| {
             tracing::info!(

@@ -115,10 +115,17 @@ async fn what_an_operator_cannot_load_is_explained() {
             "Error: at the top 1\n    at main.ts:3:7",
         ),
         ("handler", "export default { handle() {} };", "needs `export default { async fetch(request, env, ctx)"),
+        ("deep", "DEEP", "its nesting is too deep"),
+        ("sum", "SUM", "the process ended while its modules were loaded"),
         ("wait", "await new Promise(() => {});\nexport default { fetch() {} };", "did not run to their end within"),
     ];
     for (name, code, expected) in cases {
-        let operator = host.operator(name, code, |config| {
+        let code = match code {
+            "DEEP" => format!("export default {};", "[".repeat(300_000)),
+            "SUM" => format!("export default {}1;", "1+".repeat(200_000)),
+            code => code.to_owned(),
+        };
+        let operator = host.operator(name, &code, |config| {
             config.limits.start_milliseconds = if name == "wait" { 1_500 } else { 20_000 };
         });
         let errors = host.operators.apply(vec![operator]).await.unwrap_err();
@@ -258,7 +265,7 @@ async fn subrequests_are_bounded_by_requests() {
     });
     host.serve(vec![operator]).await;
     let text = host.text("many", "/").await;
-    assert!(text.starts_with("7 TypeError: more than 7 outgoing requests"), "{text}");
+    assert!(text.starts_with("7 TypeError: more than 7 outgoing requests and uses"), "{text}");
     assert_eq!(origin.connections(), 7);
 }
 

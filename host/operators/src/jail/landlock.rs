@@ -65,7 +65,24 @@ fn apply(spec: &Spec, own_root: bool, private: &Path) -> Result<RulesetStatus, S
     Ok(ruleset.restrict_self().map_err(said)?.ruleset)
 }
 
-pub(super) fn fallback_file(spec: &Spec, path: &Path) -> PathBuf {
+/// Takes all file rights from this process but that of reading below one folder, as far as the kernel can.
+pub(crate) fn only_read(folder: &Path) {
+    let restricted = || -> Result<(), String> {
+        let said = |error: landlock::RulesetError| error.to_string();
+        let ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(NEWEST))
+            .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEWEST)))
+            .and_then(Ruleset::create)
+            .map_err(said)?;
+        let ruleset = allow(ruleset, folder, AccessFs::ReadFile | AccessFs::ReadDir)?;
+        ruleset.restrict_self().map(|_| ()).map_err(said)
+    };
+    // Reading below the folder is all that is asked for; this is the second wall.
+    drop(restricted());
+}
+
+fn fallback_file(spec: &Spec, path: &Path) -> PathBuf {
     let relative = path.strip_prefix("/").unwrap_or(path);
     spec.private_fallback.join("root").join(relative)
 }

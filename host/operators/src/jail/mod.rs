@@ -27,6 +27,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use landlock::only_read;
 pub use parent::{Confined, Exit, LaunchError, Launcher, ProcessHandle, Signaller};
 pub use report::{Layer, LayerReport, LayerState, Report};
 
@@ -121,8 +122,9 @@ const PRIVATE: &str = "/private";
 
 /// Runs as the launcher. The embedding binary calls this first thing, with the arguments after [`SUBCOMMAND`], and
 /// ends with its result.
-pub fn main(_arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    match launch() {
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let bundle = arguments.any(|argument| argument == crate::bundle::ARGUMENT);
+    match if bundle { crate::bundle::main() } else { launch() } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error is the host's log pipe; whoever called this by hand sees the reason too.

@@ -100,8 +100,8 @@ impl Layer {
                  (`user.max_user_namespaces`, `kernel.unprivileged_userns_clone`, AppArmor's `userns` rule)"
             }
             Self::MountNamespace => {
-                "the machine's files are in sight and only Landlock and file modes deny them; the private directory has \
-                 no quota"
+                "the machine's files are in sight and only Landlock and file modes deny them; Unix sockets that file modes \
+                 leave open to all can be connected to; the private directory has no quota"
             }
             Self::PidNamespace => "the process sees the ids of others; signals and ptrace stay forbidden by seccomp",
             Self::NetNamespace => "interfaces exist in its sight; only seccomp keeps it from opening a network socket",
