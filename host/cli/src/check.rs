@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
     let summary = summary(&policy);
-    portcullis_proxy::check(policy)?;
+    portcullis_proxy::check(policy, None)?;
     print(&summary)
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = Options {
         access_log: Some(Box::new(io::stdout())),
         drain_time: Some(Duration::from_secs(arguments.drain_seconds)),
+        operators: None,
     };
     let server = Server::prepare(policy, options)?;
     let signal_handle = signals.handle();

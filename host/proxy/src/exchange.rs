@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,9 +25,10 @@ use crate::connection::Connection;
 use crate::core::Core;
 use crate::failure::{self, UpstreamFailure, flag};
 use crate::message::{self, BodyLength};
+use crate::operator::OperatorRequestBody;
 use crate::outbox::{Bell, Head, Outbox};
 use crate::released::Released;
-use crate::upstream::{Lease, RequestBody, SendFailure, Upstream, failure_of};
+use crate::upstream::{RequestBody, SendFailure, Upstream, failure_of};
 
 /// How long a request may stand still, whoever is to blame. Envoy's default.
 pub(crate) const STREAM_IDLE: Duration = Duration::from_secs(300);
@@ -270,9 +272,106 @@ impl Journey {
                 }
                 None => self.fail(UpstreamFailure::Resolve.response(), flag::NO_ROUTE),
             },
-            Action::Operator(_) => {
-                self.fail(failure::answer(503, "operators_unavailable", "no healthy upstream"), flag::NO_ROUTE);
+            Action::Operator(index) => match self.core.plan.policy.operators.get(*index) {
+                Some(operator) => {
+                    self.exchange.notes.borrow_mut().upstream = Some(operator.name.as_str().into());
+                    let called = self.call_operator(&operator.name, route, target, &head);
+                    self.within_time_of(route, called, |failure| self.fail(failure.response(), failure.flags())).await;
+                }
+                None => self.fail(UpstreamFailure::Resolve.response(), flag::NO_ROUTE),
+            },
+        }
+    }
+
+    /// Has an operator answer.
+    async fn call_operator(
+        &self,
+        operator: &str,
+        route: &Route,
+        target: &Target,
+        head: &Head,
+    ) -> Result<(), UpstreamFailure> {
+        let Some(host) = &self.core.plan.operators else { return Err(UpstreamFailure::Resolve) };
+        let path = self.upstream_path(route, target, head);
+        let scheme = if head.fields.get(b":scheme") == Some(b"https") { "https" } else { "http" };
+        let length = self.request_length(head);
+        let authority = route.host_rewrite.as_deref();
+        let request = message::outbound_request(&head.fields, &path, authority, Some(scheme), length)
+            .map_err(|error| self.unsendable(&error))?;
+        let promised = message::promised_length(request.headers());
+        let (body, fill): (_, Pin<Box<dyn Future<Output = ()>>>) = if head.end_of_stream {
+            (OperatorRequestBody::empty(), Box::pin(std::future::pending()))
+        } else {
+            let released = Released::new(Rc::clone(&self.exchange.request), promised);
+            let (body, fill) = OperatorRequestBody::released(released);
+            (body, Box::pin(fill))
+        };
+        // The operator may answer before it has read the body, and may never read it.
+        let mut fill = std::pin::pin!(async {
+            fill.await;
+            std::future::pending::<std::convert::Infallible>().await
+        });
+        let answer = tokio::select! {
+            answer = host.call(operator, request.map(|()| body)) => answer,
+            never = &mut fill => match never {},
+        };
+        match answer {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                tokio::select! {
+                    brought = self.bring_back(&head, body, None, |_| UpstreamFailure::Reset) => brought,
+                    never = &mut fill => match never {},
+                }
             }
+            Err(failed) => {
+                let (head, body) = failed.response.into_parts();
+                let mut answer = LocalResponse::default();
+                answer.status = head.status.as_u16();
+                answer.details = failed.details;
+                answer.body = body;
+                for (name, value) in &head.headers {
+                    answer.fields.push(name.as_str().as_bytes(), value.as_bytes());
+                }
+                self.fail(answer, 0);
+                Ok(())
+            }
+        }
+    }
+
+    fn request_length(&self, head: &Head) -> BodyLength {
+        if head.end_of_stream {
+            BodyLength::None
+        } else {
+            self.exchange.request.whole_length().map_or(BodyLength::AsSaid, BodyLength::Exactly)
+        }
+    }
+
+    fn unsendable(&self, error: &message::Unsendable) -> UpstreamFailure {
+        tracing::error!(request_id = %self.request_id, %error, "the filters wrote a request that cannot be sent");
+        UpstreamFailure::Unsendable
+    }
+
+    /// Runs an exchange within the route's time, which counts from the end of the request, as in Envoy: a slow client is
+    /// not the upstream's fault.
+    async fn within_time_of(
+        &self,
+        route: &Route,
+        exchanged: impl Future<Output = Result<(), UpstreamFailure>>,
+        failed: impl FnOnce(UpstreamFailure),
+    ) {
+        let late = async {
+            poll_fn(|cx| self.exchange.request.poll_ended(cx)).await;
+            tokio::time::sleep(route.timeout).await;
+        };
+        let exchanged = tokio::select! {
+            biased;
+            exchanged = exchanged => exchanged,
+            () = late => Err(UpstreamFailure::ResponseTimeout),
+        };
+        if let Err(failure) = exchanged
+            && self.exchange.wants_upstream()
+        {
+            failed(failure);
         }
     }
 
@@ -285,22 +384,12 @@ impl Journey {
     }
 
     async fn to_upstream(&self, upstream: &Rc<Upstream>, route: &Route, target: &Target, head: &Head) {
-        // Time counts from the end of the request, as in Envoy: a slow client is not the upstream's fault.
-        let late = async {
-            poll_fn(|cx| self.exchange.request.poll_ended(cx)).await;
-            tokio::time::sleep(route.timeout).await;
-        };
-        let exchanged = tokio::select! {
-            biased;
-            exchanged = self.exchange_with(upstream, route, target, head) => exchanged,
-            () = late => Err(UpstreamFailure::ResponseTimeout),
-        };
-        if let Err(failure) = exchanged
-            && self.exchange.wants_upstream()
-        {
+        let exchanged = self.exchange_with(upstream, route, target, head);
+        self.within_time_of(route, exchanged, |failure| {
             upstream.count(failure);
             self.fail(failure.response(), failure.flags());
-        }
+        })
+        .await;
     }
 
     async fn exchange_with(
@@ -312,11 +401,7 @@ impl Journey {
     ) -> Result<(), UpstreamFailure> {
         let path = self.upstream_path(route, target, head);
         let request = || {
-            let length = if head.end_of_stream {
-                BodyLength::None
-            } else {
-                self.exchange.request.whole_length().map_or(BodyLength::AsSaid, BodyLength::Exactly)
-            };
+            let length = self.request_length(head);
             let host = route.host_rewrite.as_deref();
             message::outbound_request(&head.fields, &path, host, upstream.http2_scheme(), length).map(|request| {
                 let promised = message::promised_length(request.headers());
@@ -330,10 +415,7 @@ impl Journey {
         let (response, lease) = loop {
             let mut lease = upstream.lease(fresh).await?;
             self.exchange.notes.borrow_mut().upstream_address = lease.address;
-            let request = request().map_err(|error| {
-                tracing::error!(request_id = %self.request_id, %error, "the filters wrote a request that cannot be sent");
-                UpstreamFailure::Unsendable
-            })?;
+            let request = request().map_err(|error| self.unsendable(&error))?;
             match lease.send(request).await {
                 Ok(response) => break (response, lease),
                 // A kept connection may have been closed by the server at this very moment. Then nothing was lost if
@@ -344,7 +426,13 @@ impl Journey {
                 Err(failed) => return Err(failed.failure),
             }
         };
-        self.bring_back(response, lease).await
+        let (head, body) = response.into_parts();
+        self.bring_back(&head, body, lease.address, |error| failure_of(&error)).await?;
+        // hyper has all of it, unless the filters or the client wanted no more; then the lease is dropped with the body.
+        if self.exchange.wants_upstream() || self.exchange.response.has_ended() {
+            lease.give_back();
+        }
+        Ok(())
     }
 
     fn may_send_again(&self, failed: &SendFailure, bodiless: bool) -> bool {
@@ -364,16 +452,24 @@ impl Journey {
         }
     }
 
-    async fn bring_back(&self, response: http::Response<Incoming>, lease: Lease) -> Result<(), UpstreamFailure> {
-        let (head, mut body) = response.into_parts();
+    /// Feeds a response into the filters.
+    async fn bring_back<B>(
+        &self,
+        head: &http::response::Parts,
+        body: B,
+        address: Option<SocketAddr>,
+        failure_of: impl Fn(B::Error) -> UpstreamFailure,
+    ) -> Result<(), UpstreamFailure>
+    where
+        B: Body<Data = Bytes>,
+    {
+        let mut body = std::pin::pin!(body);
         let ended = body.is_end_stream();
-        let info = UpstreamInfo { address: lease.address };
         self.core.with(|worker| {
-            worker.upstream_info(self.id, info);
-            worker.response_headers(self.id, message::response_fields(&head), ended);
+            worker.upstream_info(self.id, UpstreamInfo { address });
+            worker.response_headers(self.id, message::response_fields(head), ended);
         });
         if ended {
-            lease.give_back();
             return Ok(());
         }
         loop {
@@ -381,29 +477,27 @@ impl Journey {
             if !self.exchange.wants_upstream() {
                 return Ok(());
             }
-            let Some(frame) = body.frame().await else {
+            let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await else {
                 self.core.with(|worker| worker.response_body(self.id, Bytes::new(), true));
-                break;
+                return Ok(());
             };
             self.exchange.touch();
-            match frame.map_err(|error| failure_of(&error))?.into_data() {
+            match frame.map_err(&failure_of)?.into_data() {
                 Ok(data) => {
                     let ended = body.is_end_stream();
                     self.core.with(|worker| worker.response_body(self.id, data, ended));
                     if ended {
-                        break;
+                        return Ok(());
                     }
                 }
                 Err(frame) => {
                     let Ok(trailers) = frame.into_trailers() else { continue };
                     let fields = message::trailer_fields(&trailers);
                     self.core.with(|worker| worker.response_trailers(self.id, fields));
-                    break;
+                    return Ok(());
                 }
             }
         }
-        lease.give_back();
-        Ok(())
     }
 
     /// Answers in place of the upstream; where a response is under way already, cuts it off.
@@ -458,13 +552,14 @@ impl Journey {
         let duration = self.started.elapsed();
         let (ending, status) = {
             let mut notes = exchange.notes.borrow_mut();
-            if exchange.client_gone.get() && !complete {
+            let left = exchange.client_gone.get() && !complete && !exchange.reset.get();
+            if left {
                 notes.flags |= flag::DOWNSTREAM_CONNECTION_TERMINATION;
             }
             let details = match &notes.details {
                 Some(details) => Rc::clone(details),
                 None if complete => "via_upstream".into(),
-                None if exchange.client_gone.get() => "downstream_remote_disconnect".into(),
+                None if left => "downstream_remote_disconnect".into(),
                 None => "stream_reset".into(),
             };
             let ending = Ending { duration, response_code_details: details.to_string(), response_flags: notes.flags };
@@ -492,8 +587,8 @@ impl Journey {
         metrics.requests_active.decrement();
         match status {
             Some(status) if complete => metrics.response(status, duration),
-            _ if exchange.client_gone.get() => metrics.requests_abandoned.increment(),
-            _ => metrics.streams_reset.increment(),
+            _ if exchange.reset.get() => metrics.streams_reset.increment(),
+            _ => metrics.requests_abandoned.increment(),
         }
         self.core.finish(self.id, ending);
     }

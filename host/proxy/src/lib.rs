@@ -26,6 +26,7 @@ mod ids;
 mod listener;
 mod message;
 mod metrics;
+mod operator;
 mod outbox;
 mod plan;
 mod released;
@@ -35,5 +36,6 @@ mod server;
 mod upstream;
 mod worker;
 
+pub use operator::{BodyError, OperatorAnswer, OperatorFailure, OperatorHost, OperatorRequestBody};
 pub use plan::PlanError;
 pub use server::{DRAIN_TIME, Handle, Options, Server, StartError, check};

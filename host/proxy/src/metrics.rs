@@ -158,8 +158,9 @@ fn label_text((name, value): (&str, &str)) -> String {
     format!("{name}=\"{escaped}\"")
 }
 
-/// The parts of a metric's name that filters write as `.rule.<rule>` and `.reason.<reason>`, as labels.
-const GUEST_LABELS: [&str; 2] = ["rule", "reason"];
+/// The parts of a metric's name that filters write as `.rule.<rule>` and `.reason.<reason>`, as labels; operators' metrics
+/// have `.operator.<name>` besides.
+const GUEST_LABELS: [&str; 3] = ["rule", "reason", "operator"];
 
 /// Splits a guest's metric name into a Prometheus name and labels, the way the tag rules of our Envoy bootstraps do.
 fn guest_name(name: &str) -> (String, Vec<(&'static str, &str)>) {
@@ -187,6 +188,19 @@ fn push_part(base: &mut String, part: &str) {
         base.push('_');
     }
     base.extend(part.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == ':' { c } else { '_' }));
+}
+
+/// Appends counters whose names hold labels as guests' do.
+pub(crate) fn write_counters(counters: &[(String, u64)], out: &mut String) {
+    let metrics: Vec<Metric> = counters
+        .iter()
+        .map(|(name, value)| Metric {
+            name: name.clone(),
+            kind: MetricKind::Counter,
+            value: MetricValue::Number(*value),
+        })
+        .collect();
+    write_guest_metrics(&metrics, out);
 }
 
 /// Appends the metrics that guests defined.

@@ -121,6 +121,11 @@ impl Outbox {
         self.has_head.get()
     }
 
+    /// Whether the last part was put in.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
     /// Whether the last part was put in and everything was taken out.
     pub(crate) fn is_drained(&self) -> bool {
         self.ended.get() && self.head.borrow().is_none() && self.pieces.borrow().is_empty()

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::message::Lines;
+use crate::operator::OperatorHost;
 use crate::upstream::UpstreamTls;
 
 /// See the module.
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) upstream_tls: Vec<Option<UpstreamTls>>,
     /// By index of the listener.
     pub(crate) listener_tls: Vec<Option<TlsAcceptor>>,
+    /// Who runs the policy's operators.
+    pub(crate) operators: Option<Arc<dyn OperatorHost>>,
     /// The moment from which filters' monotonic time counts.
     pub(crate) epoch: Instant,
 }
@@ -57,7 +60,20 @@ fn error(place: impl Into<String>, problem: impl Into<String>) -> PlanError {
 
 impl Plan {
     /// Loads everything that the policy names.
-    pub(crate) fn load(policy: Policy, engine: &Engine, before: Option<&Plan>) -> Result<Plan, PlanError> {
+    pub(crate) fn load(
+        policy: Policy,
+        engine: &Engine,
+        operators: Option<Arc<dyn OperatorHost>>,
+        before: Option<&Plan>,
+    ) -> Result<Plan, PlanError> {
+        if operators.is_none()
+            && let Some(route) = policy.routes.iter().find(|route| matches!(route.action, Action::Operator(_)))
+        {
+            return Err(error(
+                format!("route `{}`", route.name),
+                "this host runs no operators\n  hint: send the route to an upstream, or answer it with `respond`",
+            ));
+        }
         let mut plugins = Vec::with_capacity(policy.filters.len());
         for filter in &policy.filters {
             plugins.push(Arc::new(plugin(filter, &policy, engine, before)?));
@@ -81,6 +97,7 @@ impl Plan {
             shared: before.map_or_else(|| Shared::new(shared_limits(&policy)), |before| Arc::clone(&before.shared)),
             upstream_tls,
             listener_tls,
+            operators,
             epoch: before.map_or_else(Instant::now, |before| before.epoch),
             policy: Arc::new(policy),
         })

@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::access_log::Writer;
 use crate::admin;
 use crate::listener::{self, Bound};
-use crate::metrics::{CONTROL, Counter, Registry, write_guest_metrics, write_process_metrics};
+use crate::metrics::{CONTROL, Counter, Registry, write_counters, write_guest_metrics, write_process_metrics};
+use crate::operator::OperatorHost;
 use crate::plan::{Plan, PlanError};
 use crate::worker::{self, Command, Remote, Setup, Socket};
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub access_log: Option<Box<dyn Write + Send>>,
     /// How long requests under way may take once the server is told to end. Default [`DRAIN_TIME`].
     pub drain_time: Option<Duration>,
+    /// Who runs operators. `None`: a policy with a route to one is refused.
+    pub operators: Option<Arc<dyn OperatorHost>>,
 }
 
 /// Half a minute: longer than the default time of an upstream (15 s), and what container platforms wait before they kill.
@@ -54,6 +57,8 @@ pub enum StartError {
     Load(PlanError),
     /// A filter does not start: with the worker's word for it, the filter's own lines among it.
     Filter(String),
+    /// An operator does not start.
+    Operators(String),
     /// The machine lacks something that the server needs.
     System(String),
     /// Only a restart can change this.
@@ -80,7 +85,9 @@ impl fmt::Display for StartError {
                 write!(f, "\n  hint: {hint}")
             }
             StartError::Load(error) => error.fmt(f),
-            StartError::Filter(message) | StartError::System(message) => f.write_str(message),
+            StartError::Filter(message) | StartError::Operators(message) | StartError::System(message) => {
+                f.write_str(message)
+            }
             StartError::NeedsRestart(what) => {
                 write!(f, "{what} cannot change while running\n  hint: restart, or undo that change and reload again")
             }
@@ -160,7 +167,8 @@ impl Server {
         if !ticker.is_running() {
             return Err(StartError::System("cannot start the thread that bounds filters' time".to_owned()));
         }
-        let plan = Arc::new(Plan::load(policy, &engine, None).map_err(StartError::Load)?);
+        let plan = Arc::new(Plan::load(policy, &engine, options.operators, None).map_err(StartError::Load)?);
+        apply_operators(&plan)?;
         let registry = Arc::new(Registry::default());
         let writer = options.access_log.map(Writer::start).transpose().map_err(|error| {
             StartError::System(format!("cannot start the thread that writes the access log: {error}"))
@@ -352,10 +360,10 @@ impl Drop for Starting {
 ///
 /// # Errors
 /// Whatever would keep a server from starting, but addresses.
-pub fn check(policy: Policy) -> Result<(), StartError> {
+pub fn check(policy: Policy, operators: Option<Arc<dyn OperatorHost>>) -> Result<(), StartError> {
     let engine = Engine::new(&EngineOptions::default()).map_err(|error| StartError::System(error.to_string()))?;
     let _ticker = engine.start_ticker();
-    let plan = Arc::new(Plan::load(policy, &engine, None).map_err(StartError::Load)?);
+    let plan = Arc::new(Plan::load(policy, &engine, operators, None).map_err(StartError::Load)?);
     let setup = Setup { number: 0, plan, registry: Arc::new(Registry::default()), access_log: None };
     let (remote, start) =
         worker::start(setup).map_err(|error| StartError::System(format!("cannot start a worker: {error}")))?;
@@ -363,6 +371,14 @@ pub fn check(policy: Policy) -> Result<(), StartError> {
     match start.blocking_recv() {
         Ok(started) => started.map_err(StartError::Filter),
         Err(_) => Err(StartError::System("a worker ended while it started".to_owned())),
+    }
+}
+
+/// Operators come up before anything may send a request to them.
+fn apply_operators(plan: &Plan) -> Result<(), StartError> {
+    match &plan.operators {
+        Some(operators) => operators.apply(&plan.policy).map_err(StartError::Operators),
+        None => Ok(()),
     }
 }
 
@@ -422,7 +438,11 @@ impl Handle {
         let _one_at_a_time = self.shared.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.plan();
         check_unchanged(&before.policy, &policy)?;
-        let plan = Arc::new(Plan::load(policy, &self.shared.engine, Some(&before)).map_err(StartError::Load)?);
+        let plan = Arc::new(
+            Plan::load(policy, &self.shared.engine, before.operators.clone(), Some(&before))
+                .map_err(StartError::Load)?,
+        );
+        apply_operators(&plan)?;
         let prepared = self.prepare_on_all(&plan);
         let command = || if prepared.is_ok() { Command::Commit } else { Command::Discard };
         for worker in &self.shared.commands {
@@ -491,7 +511,11 @@ impl Handle {
     pub fn metrics_text(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         self.shared.registry.write_text(&mut text);
-        write_guest_metrics(&self.plan().shared.metrics(), &mut text);
+        let plan = self.plan();
+        write_guest_metrics(&plan.shared.metrics(), &mut text);
+        if let Some(operators) = &plan.operators {
+            write_counters(&operators.metrics(), &mut text);
+        }
         write_process_metrics(&mut text);
         text
     }

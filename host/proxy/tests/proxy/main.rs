@@ -1,0 +1,9 @@
+//! The proxy over real sockets: a server under test, an upstream that does what it is told, and clients that send bytes as
+//! they are. One program, because linking the WebAssembly runtime takes longer than all tests together.
+
+mod filters;
+mod lifecycle;
+mod requests;
+mod secure;
+mod support;
+mod upstreams;
