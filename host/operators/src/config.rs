@@ -1,6 +1,6 @@
-//! What a policy file says about operators, and what can run.
+//! What is asked for, and what can run.
 //!
-//! [`OperatorConfig`] mirrors the file; [`OperatorConfig::compile`] is the only way to an [`Operator`]. It collects all
+//! [`OperatorConfig`] is what an embedder fills from its policy file; [`OperatorConfig::compile`] is the only way to an [`Operator`]. It collects all
 //! mistakes, not only the first.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use crate::egress::{Grants, Secret};
 use crate::engine::Class;
 use crate::jail::Isolation;
 
-/// One operator in the policy file.
+/// One operator as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OperatorConfig {
@@ -38,9 +38,10 @@ pub struct OperatorConfig {
     /// A store of its own, `env.kv`. Default: none.
     #[serde(default)]
     pub kv: Option<KvConfig>,
-    /// Files whose contents it is handed, relative to the policy file. Default: none.
+    /// Files whose contents it is handed: the name under which it asks for one, and where that is, relative to the policy
+    /// file. Default: none.
     #[serde(default)]
-    pub read: Vec<PathBuf>,
+    pub read: BTreeMap<String, PathBuf>,
     /// Limits; each has a default.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -56,16 +57,40 @@ pub struct OperatorConfig {
     /// Lets `eval` and `new Function` work.
     #[serde(default)]
     pub dangerously_allow_code_generation: bool,
+    /// Which missing layers are tolerated. The host's own [`Settings::isolation`] may be stricter, never laxer.
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 /// Where a secret comes from and where it may go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretConfig {
-    /// A file that holds the value, relative to the policy file; a final line break is dropped.
-    pub file: PathBuf,
+    /// Where the value is.
+    pub from: SecretSource,
     /// The only destinations to which it is sent, as `host:port`; each must be granted as well.
     pub to: Vec<String>,
+}
+
+/// Where a secret's value is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretSource {
+    /// A variable of the host's environment.
+    Env(String),
+    /// A file, relative to the policy file; a final line break is dropped.
+    File(PathBuf),
+}
+
+impl SecretSource {
+    fn read(&self, folder: &Path) -> Result<Vec<u8>, String> {
+        match self {
+            Self::File(file) => read_limited(&folder.join(file), 64 << 10),
+            Self::Env(name) => std::env::var(name)
+                .map(String::into_bytes)
+                .map_err(|_| format!("the host's environment has no text in `{name}`")),
+        }
+    }
 }
 
 /// The key-value store of one operator.
@@ -328,12 +353,13 @@ impl OperatorConfig {
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             kv: None,
-            read: Vec::new(),
+            read: BTreeMap::new(),
             limits: LimitsConfig::default(),
             scale: ScaleConfig::default(),
             placement: PlacementConfig::default(),
             interpreter_only: false,
             dangerously_allow_code_generation: false,
+            isolation: Isolation::default(),
         }
     }
 
@@ -411,6 +437,7 @@ impl OperatorConfig {
                 interpreter_only: self.interpreter_only,
                 code_generation: self.dangerously_allow_code_generation,
                 private_bytes: self.limits.private_mebibytes << 20,
+                required: Isolation::Required == self.isolation || Isolation::Required == settings.isolation,
             },
         })
     }
@@ -441,11 +468,10 @@ impl OperatorConfig {
                     );
                 }
             }
-            let file = folder.join(&secret.file);
-            match read_limited(&file, 64 << 10).map(Secret::new) {
+            match secret.from.read(folder).map(Secret::new) {
                 Ok(Some(value)) => grants.add_secret(name, value, &secret.to),
                 Ok(None) => mistakes.add(&path, "the value is empty or cannot stand in a header", "one line of text"),
-                Err(problem) => mistakes.add(&path, problem, "name a readable file"),
+                Err(problem) => mistakes.add(&path, problem, "name a readable file or a variable that is set"),
             }
         }
         grants
@@ -472,12 +498,12 @@ impl OperatorConfig {
     fn granted_files(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
         let mut total = 0_usize;
-        for (index, path) in self.read.iter().enumerate() {
-            let field = format!("read[{index}]");
+        for (name, path) in &self.read {
+            let field = format!("read.{name}");
             match read_limited(&folder.join(path), GRANTED_FILE_BYTES_MAX) {
                 Ok(contents) => {
                     total = total.saturating_add(contents.len());
-                    files.insert(path.display().to_string(), contents);
+                    files.insert(name.clone(), contents);
                 }
                 Err(problem) => mistakes.add(&field, problem, "name a readable file of at most 1 MiB"),
             }
@@ -635,7 +661,7 @@ mod tests {
 
     #[test]
     fn a_secret_needs_a_granted_destination() {
-        let secret = SecretConfig { file: "token".into(), to: vec!["api.example.com:443".into()] };
+        let secret = SecretConfig { from: SecretSource::File("token".into()), to: vec!["api.example.com:443".into()] };
         let found = mistakes(|config| drop(config.secrets.insert("TOKEN".into(), secret.clone())));
         assert_eq!(found, ["operators.hello.secrets.TOKEN.to[0]: `api.example.com:443` is not granted"]);
         let found = mistakes(|config| {
@@ -650,7 +676,9 @@ mod tests {
         let folder = folder();
         let mut config = OperatorConfig::new("main.ts");
         config.net = vec!["api.example.com:443".into()];
-        config.secrets.insert("T".into(), SecretConfig { file: "token".into(), to: config.net.clone() });
+        config
+            .secrets
+            .insert("T".into(), SecretConfig { from: SecretSource::File("token".into()), to: config.net.clone() });
         let operator = config.compile("hello", folder.path(), &Settings::default()).unwrap();
         assert!(!format!("{operator:?} {:?} {:?}", operator.grants, operator.env).contains("s3cret"));
     }

@@ -46,6 +46,7 @@ impl Doctor {
             interpreter_only: false,
             code_generation: false,
             private_bytes: 1 << 20,
+            required: false,
         };
         let start = engine.start(&class);
         let spec = Spec {

@@ -383,7 +383,7 @@ impl Egress {
         fitting.map(|address| SocketAddr::new(address.ip(), *port)).ok_or_else(|| {
             Refusal::new(
                 "private_address",
-                format!("{host} is at a private address; if that is meant, add `{host}:{port}` to `private_net`"),
+                format!("{host} is at a private address, and the grant does not say that one is meant"),
             )
         })
     }

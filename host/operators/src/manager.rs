@@ -31,7 +31,7 @@ use crate::cause::Cause;
 use crate::config::{Operator, Settings, check_placement};
 use crate::egress::{Egress, Resolve, SystemResolver};
 use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
-use crate::jail::{LaunchError, Report, Rlimits, Spec};
+use crate::jail::{Isolation, LaunchError, Report, Rlimits, Spec};
 use crate::kv::Store;
 use crate::logs::{Lines, LogBook, LogLine, Rate};
 use crate::pool::{Backoff, Counters, Pool};
@@ -238,6 +238,19 @@ impl Operators {
         let gone = || vec![ApplyError::Config("the operators' thread has ended".to_owned())];
         self.commands.send(Command::Apply(operators, answer)).map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// As [`Operators::apply`], for a caller that may block.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply_blocking(&self, operators: Vec<Operator>) -> Result<(), Vec<ApplyError>> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || vec![ApplyError::Config("the operators' thread has ended".to_owned())];
+        self.commands.send(Command::Apply(operators, answer)).map_err(|_| gone())?;
+        // On a thread of its own: the caller may be one of a runtime, where waiting like this is not allowed.
+        let waited = std::thread::spawn(move || answered.blocking_recv()).join();
+        waited.ok().and_then(Result::ok).unwrap_or_else(|| Err(gone()))
     }
 
     /// Has an operator answer a request. Limits hold from here on; the response's body keeps them, too.
@@ -837,7 +850,7 @@ impl Manager {
         let uid = lock(&self.uids).take().ok_or_else(|| LaunchError::Protocol("all user ids are in use".to_owned()))?;
         let private = self.instance.folder.join(format!("p{number}"));
         let spec = Spec {
-            isolation: self.settings.isolation,
+            isolation: if class.required { Isolation::Required } else { Isolation::BestEffort },
             host_pid: i32::try_from(std::process::id()).unwrap_or(0),
             uid,
             staging: self.instance.folder.join("root"),

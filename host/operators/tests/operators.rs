@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use portcullis_operators::config::{KvConfig, SecretConfig};
+use portcullis_operators::config::{KvConfig, SecretConfig, SecretSource};
 use portcullis_operators::{ApplyError, Cause};
 
 use support::{Host, Origin, eventually};
@@ -47,7 +47,7 @@ export default {
             host.write("echo/lib/shout.ts", "export const shout = (text: string): string => text.toUpperCase();");
             host.write("data.txt", "contents");
             config.env.insert("GREETING".to_owned(), "hello".to_owned());
-            config.read = vec!["data.txt".into()];
+            config.read.insert("data.txt".to_owned(), "data.txt".into());
         },
     );
     host.serve(vec![echo]).await;
@@ -177,9 +177,10 @@ async fn outgoing_requests_go_where_they_may_and_nowhere_else() {
     let operator = host.operator("f", FETCH, |config| {
         config.net = vec![format!("rebound.example:{port}"), "nowhere.example:80".into(), "api.example.com:443".into()];
         config.private_net = vec![format!("127.0.0.1:{port}"), format!("localhost:{port}")];
-        config
-            .secrets
-            .insert("TOKEN".into(), SecretConfig { file: "token".into(), to: vec![format!("127.0.0.1:{port}")] });
+        config.secrets.insert(
+            "TOKEN".into(),
+            SecretConfig { from: SecretSource::File("token".into()), to: vec![format!("127.0.0.1:{port}")] },
+        );
         config.limits.subrequest_bytes = 1000;
         config.limits.subresponse_bytes = 100_000;
         config.limits.subrequest_milliseconds = 1_000;
@@ -459,7 +460,8 @@ async fn a_pinned_operator_has_its_cpu_to_itself() {
 fn workers_with_runtimes_of_their_own_share_one_host() {
     let setup = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let host = Arc::new(Host::new());
-    setup.block_on(host.serve(vec![host.operator("hello", HELLO, |_| {})]));
+    // Blocking is allowed anywhere, also where a runtime is running.
+    setup.block_on(async { host.operators.apply_blocking(vec![host.operator("hello", HELLO, |_| {})]) }).unwrap();
     let workers: Vec<_> = (0..3)
         .map(|_| {
             let host = Arc::clone(&host);

@@ -234,6 +234,7 @@ mod tests {
             interpreter_only: false,
             code_generation: false,
             private_bytes: 1 << 20,
+            required: false,
         };
         let start = deno.start(&class);
         let grants: Vec<_> = start.argv.iter().filter(|argument| argument.starts_with("--allow")).collect();

@@ -42,6 +42,8 @@ pub struct Class {
     pub code_generation: bool,
     /// Quota of the private directory.
     pub private_bytes: u64,
+    /// Whether every layer of isolation must hold.
+    pub required: bool,
 }
 
 /// How a jail must look for an engine.

@@ -28,6 +28,7 @@ pub fn class() -> Class {
         interpreter_only: false,
         code_generation: false,
         private_bytes: 4 << 20,
+        required: false,
     }
 }
 
