@@ -47,12 +47,13 @@ fn bad_configurations_give_the_errors_beside_them_word_for_word() {
 #[test]
 fn the_schema_for_editors_is_up_to_date() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.schema.json");
-    let current = format!("{:#}\n", schema_of::<JwtAuth>());
+    let current = schema_of::<JwtAuth>();
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
-        fs::write(&file, &current).expect("to write the schema");
+        fs::write(&file, format!("{current:#}\n")).expect("to write the schema");
     }
-    let committed = fs::read_to_string(&file).unwrap_or_default();
-    assert!(committed == current, "{} is stale; renew it with UPDATE_SCHEMA=1", file.display());
+    // Compared as JSON: the order of keys depends on features that other crates of the workspace ask serde_json for.
+    let committed = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    assert!(committed == Some(current), "{} is stale; renew it with UPDATE_SCHEMA=1", file.display());
 }
 
 proptest! {

@@ -162,7 +162,7 @@ impl Host for Proxy {
 
     fn call_foreign_function(&self, name: &str, argument: &[u8]) -> Result<Vec<u8>, ForeignCallError> {
         hostcalls::call_foreign_function(name, argument).map_err(|refused| match refused {
-            Refused::NOT_FOUND => ForeignCallError::Absent,
+            Refused::NOT_FOUND | Refused::INTERNAL_FAILURE => ForeignCallError::Absent,
             _ => ForeignCallError::Refused,
         })
     }

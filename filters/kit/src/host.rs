@@ -12,7 +12,7 @@ pub trait Host {
 /// Why a function of the host gave no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForeignCallError {
-    /// The host has no function of this name, and will not have it later.
+    /// The host has no function of this name, or does not let the filter call it, and will not later either.
     Absent,
     /// The host has the function but did not take the argument.
     Refused,

@@ -15,6 +15,9 @@ pub(super) struct Refused(u32);
 impl Refused {
     /// The host knows no such thing.
     pub(super) const NOT_FOUND: Self = Self(1);
+    /// Among other things, how Envoy answers a call that its `capability_restriction_config` forbids, with a line in
+    /// its error log each time.
+    pub(super) const INTERNAL_FAILURE: Self = Self(10);
 }
 
 /// The request's field lines, in `proxy_get_header_map_pairs` and the functions that edit them.
