@@ -574,9 +574,18 @@ impl Manager {
     ) -> Result<Arc<Pool>, ApplyError> {
         let name = operator.name.clone();
         let start_error = |message: String| ApplyError::Start { operator: name.clone(), message };
-        let bundle = Bundle::build_apart(&self.settings.launcher, &operator.entry, &operator.root)
-            .await
-            .map_err(|errors| ApplyError::Bundle { operator: name.clone(), errors })?;
+        let bundling = Bundle::build_apart(&self.settings.launcher, &operator.entry, &operator.root);
+        let (bundle, ready) = match current {
+            Some(_) => (bundling.await, None),
+            // A new one needs a process in any case; it starts while the code is read.
+            None => tokio::join!(bundling, async { Some(self.take_warm(&operator.class).await) }),
+        };
+        let bundle = bundle.map_err(|errors| {
+            if let Some(Ok(process)) = &ready {
+                self.keep_ready(&operator.class, process);
+            }
+            ApplyError::Bundle { operator: name.clone(), errors }
+        })?;
         if let Some(current) = current
             && current.operator == operator
             && current.bundle == bundle
@@ -598,7 +607,7 @@ impl Manager {
         };
         let (log, counters) = self.shared.book(&name);
         let pool = Arc::new(Pool::new(operator, bundle, store, log, counters));
-        let process = self.serving(&pool).await.map_err(|error| match error {
+        let process = self.serving(&pool, ready).await.map_err(|error| match error {
             NotServing::Launch(message) => start_error(message),
             NotServing::Load(message) => ApplyError::Load { operator: name.clone(), message },
         })?;
@@ -636,7 +645,7 @@ impl Manager {
             let wanted = alive < least || (pool.waiting.load(Ordering::Acquire) > 0 && alive < most);
             let pause = backoff.until(Instant::now());
             if wanted && pause.is_none() && !*stopping.borrow() {
-                match self.serving(&pool).await {
+                match self.serving(&pool, None).await {
                     Ok(process) => {
                         Self::report_end(&process, &ended);
                         pool.add(&process);
@@ -744,8 +753,16 @@ impl Manager {
     }
 
     /// A process that runs the pool's code and answers.
-    async fn serving(self: &Arc<Self>, pool: &Arc<Pool>) -> Result<Arc<Process>, NotServing> {
-        let process = self.take_warm(&pool.operator.class).await.map_err(NotServing::Launch)?;
+    async fn serving(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        ready: Option<Result<Arc<Process>, String>>,
+    ) -> Result<Arc<Process>, NotServing> {
+        let process = match ready {
+            Some(ready) => ready,
+            None => self.take_warm(&pool.operator.class).await,
+        };
+        let process = process.map_err(NotServing::Launch)?;
         self.place(&process, &pool.operator.cpus);
         let start = pool.operator.limits.start;
         let loaded = tokio::time::timeout(start, self.load(&process, pool)).await.unwrap_or_else(|_| {
@@ -821,17 +838,21 @@ impl Manager {
                 Ok(process) => {
                     backoff.succeeded();
                     self.place(&process, &[]);
-                    match lock(&self.warm).get_mut(&class) {
-                        Some(ready) => ready.push_back(process),
-                        // The last operator of this class went meanwhile.
-                        None => process.kill(Cause::Stopping),
-                    }
+                    self.keep_ready(&class, &process);
                 }
                 Err(error) => {
                     tracing::error!("cannot start a process ahead of need: {error}");
                     backoff.failed(Instant::now(), jitter());
                 }
             }
+        }
+    }
+
+    fn keep_ready(&self, class: &Class, process: &Arc<Process>) {
+        match lock(&self.warm).get_mut(class) {
+            Some(ready) => ready.push_back(Arc::clone(process)),
+            // The last operator of this class went meanwhile.
+            None => process.kill(Cause::Stopping),
         }
     }
 

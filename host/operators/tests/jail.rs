@@ -389,3 +389,55 @@ fn nothing_survives_a_killed_host() {
     }
     assert!(!alive(), "process {pid} survived its host");
 }
+
+#[test]
+fn without_any_namespace_landlock_seccomp_and_the_user_still_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret.txt");
+    std::fs::write(&secret, "canary").unwrap();
+    let mut attack = Attack::new(
+        r#"
+const [secret, host] = ARGS;
+await tries({
+  secret: () => Deno.readTextFileSync(secret),
+  passwd: () => Deno.readTextFileSync("/etc/passwd"),
+  environ: () => Deno.readTextFileSync(`/proc/${host}/environ`),
+  write: () => Deno.writeTextFileSync("/tmp/portcullis-escaped", "x"),
+  socket: () => syscall(41, 2, 1, 0),
+  fork: () => syscall(57),
+  kill: () => syscall(62, host, 0),
+  ptrace: () => syscall(101, 16, host, 0, 0),
+  private: () => { Deno.writeTextFileSync(PRIVATE + "/own", "mine"); return Deno.readTextFileSync(PRIVATE + "/own"); },
+});
+"#,
+    );
+    attack.arguments = vec![secret.display().to_string(), std::process::id().to_string()];
+    attack.without = vec![
+        Layer::UserNamespace,
+        Layer::MountNamespace,
+        Layer::PidNamespace,
+        Layer::NetNamespace,
+        Layer::IpcNamespace,
+        Layer::UtsNamespace,
+        Layer::CgroupNamespace,
+    ];
+    // As root the process has a user of its own, which must reach its files; temporary folders are closed by default.
+    use std::os::unix::fs::PermissionsExt;
+    attack.folder_mode = Some(std::fs::Permissions::from_mode(0o711));
+    let outcome = check(
+        attack,
+        &[
+            ("secret", "DENIED"),
+            ("passwd", "DENIED"),
+            ("environ", "DENIED"),
+            ("write", "DENIED"),
+            ("socket", "DENIED"),
+            ("fork", "DENIED"),
+            ("kill", "DENIED"),
+            ("ptrace", "DENIED"),
+            ("private", "ALLOWED mine"),
+        ],
+    );
+    assert!(!outcome.output.contains("canary"));
+    assert!(!std::path::Path::new("/tmp/portcullis-escaped").exists());
+}

@@ -61,6 +61,8 @@ pub struct Attack {
     pub isolation: Isolation,
     /// What the script sees as `Deno.args` after the private directory and the C library.
     pub arguments: Vec<String>,
+    /// Mode of the folder that holds the private directory where there is no mount namespace.
+    pub folder_mode: Option<std::fs::Permissions>,
 }
 
 pub struct Outcome {
@@ -107,11 +109,20 @@ async function tries(attempts) {
 
 impl Attack {
     pub fn new(script: &str) -> Self {
-        Self { script: script.to_owned(), without: Vec::new(), isolation: Isolation::BestEffort, arguments: Vec::new() }
+        Self {
+            script: script.to_owned(),
+            without: Vec::new(),
+            isolation: Isolation::BestEffort,
+            arguments: Vec::new(),
+            folder_mode: None,
+        }
     }
 
     pub fn run(self) -> Outcome {
         let folder = tempfile::tempdir().unwrap();
+        if let Some(mode) = self.folder_mode {
+            std::fs::set_permissions(folder.path(), mode).unwrap();
+        }
         let mut spec = spec(folder.path());
         spec.without = self.without;
         spec.isolation = self.isolation;
