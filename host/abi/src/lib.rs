@@ -25,6 +25,7 @@ mod pairs;
 mod plugin;
 mod property;
 mod shared;
+mod signature;
 mod stream;
 mod vm;
 mod worker;

@@ -8,6 +8,7 @@ use flate2::write::ZlibEncoder;
 
 use super::{Answer, Call};
 use crate::abi::Status;
+use crate::signature;
 
 pub(super) fn call(
     call: &mut Call<'_>,
@@ -24,6 +25,8 @@ pub(super) fn call(
     let result = match name.as_slice() {
         b"compress" => compress(&argument, most),
         b"uncompress" => uncompress(&argument, most),
+        b"verify_signature" => signature::verify(&argument),
+        b"sign" => signature::sign(&argument),
         b"clear_route_cache" => return clear_route_cache(call),
         _ => Err(Status::NotFound),
     };

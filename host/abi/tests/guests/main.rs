@@ -1,0 +1,5 @@
+//! Small guests, written in WAT, in a worker: how streams pass them, and what the host survives.
+
+mod hostile;
+mod http;
+mod support;

@@ -1,0 +1,211 @@
+//! A scripted embedder, and guests written in WAT.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use portcullis_abi::{
+    Action, Direction, Embedder, Ending, Engine, EngineOptions, FieldMap, Lint, LogLevel, LogRecord, Module,
+    ModuleError, ModuleLimits, Part, Plugin, Shared, SharedLimits, StartError, StreamId, StreamInfo, Ticker, Worker,
+};
+
+/// Imports, memory and an allocator. Strings live below 4096, the heap above.
+const PRELUDE: &str = r#"
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_pairs" (func $pairs (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_header_map_pairs" (func $set_pairs (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_replace_header_map_value" (func $replace (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_remove_header_map_value" (func $remove (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_buffer_bytes" (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_buffer_bytes" (func $set_buffer (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+  (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
+  (import "env" "proxy_send_local_response"
+    (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_http_call"
+    (func $http_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_effective_context" (func $effective (param i32) (result i32)))
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick_period (param i32) (result i32)))
+  (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (global $heap (mut i32) (i32.const 4096))
+  (func $alloc (export "proxy_on_memory_allocate") (param $size i32) (result i32)
+    (local $at i32)
+    (local.set $at (global.get $heap))
+    (global.set $heap (i32.add (global.get $heap) (local.get $size)))
+    (if (i32.gt_u (global.get $heap) (i32.const 120000)) (then (global.set $heap (i32.const 4096))))
+    (local.get $at))
+  (func (export "proxy_abi_version_0_2_1"))
+  ;; Logs one letter at level info.
+  (func $say (param $letter i32)
+    (i32.store8 (i32.const 4000) (local.get $letter))
+    (drop (call $log (i32.const 2) (i32.const 4000) (i32.const 1))))
+"#;
+
+pub(crate) fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<(Engine, Ticker)> = OnceLock::new();
+    let (engine, ticker) = ENGINE.get_or_init(|| {
+        let engine = Engine::new(&EngineOptions::default()).unwrap();
+        let ticker = engine.start_ticker();
+        (engine, ticker)
+    });
+    assert!(ticker.is_running());
+    engine
+}
+
+/// A module of the prelude and `code`.
+pub(crate) fn guest(code: &str) -> Module {
+    try_guest(code).unwrap()
+}
+
+pub(crate) fn try_guest(code: &str) -> Result<Module, ModuleError> {
+    module(&format!("(module {PRELUDE} {code})"))
+}
+
+pub(crate) fn module(wat: &str) -> Result<Module, ModuleError> {
+    let wasm = wat::parse_str(wat).unwrap();
+    Module::from_bytes(engine(), &wasm, &ModuleLimits::default())
+}
+
+pub(crate) fn plugin(code: &str) -> Plugin {
+    Plugin::new("probe", guest(code))
+}
+
+/// What the embedder saw, and its clock.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) log: RefCell<Vec<String>>,
+    pub(crate) lints: RefCell<Vec<String>>,
+    pub(crate) now: Cell<Duration>,
+}
+
+impl World {
+    /// Letters that a guest said, in order.
+    pub(crate) fn said(&self) -> String {
+        self.log.borrow().iter().filter(|line| line.len() == 1).cloned().collect()
+    }
+}
+
+struct Scripted(Rc<World>);
+
+impl Embedder for Scripted {
+    fn log(&mut self, record: &LogRecord<'_>) {
+        self.0.log.borrow_mut().push(record.message.to_owned());
+    }
+    fn unix_nanos(&self) -> u64 {
+        1_700_000_000_000_000_000 + self.0.now.get().as_nanos() as u64
+    }
+    fn monotonic(&self) -> Duration {
+        self.0.now.get()
+    }
+    fn has_upstream(&self, name: &str) -> bool {
+        name == "auth"
+    }
+    fn log_level(&self) -> LogLevel {
+        LogLevel::Trace
+    }
+    fn lint(&mut self, lint: &Lint<'_>) {
+        self.0.lints.borrow_mut().push(format!("{} {} {}", lint.callback, lint.call, lint.reason));
+    }
+}
+
+/// A worker with its world.
+pub(crate) struct Host {
+    pub(crate) worker: Worker,
+    pub(crate) world: Rc<World>,
+}
+
+impl Host {
+    pub(crate) fn new(plugins: Vec<Plugin>) -> Host {
+        Host::try_new(plugins).unwrap()
+    }
+
+    pub(crate) fn try_new(plugins: Vec<Plugin>) -> Result<Host, StartError> {
+        let world = Rc::new(World::default());
+        let plugins = plugins.into_iter().map(Arc::new).collect();
+        let shared = Shared::new(SharedLimits::default());
+        let worker = Worker::start(shared, plugins, Box::new(Scripted(Rc::clone(&world))))?;
+        Ok(Host { worker, world })
+    }
+
+    pub(crate) fn open(&mut self, filters: &[usize]) -> StreamId {
+        let mut info = StreamInfo::default();
+        info.buffer_bytes_max = 64;
+        self.worker.open(filters, info)
+    }
+
+    /// A GET without a body through plugin 0; what came of it.
+    pub(crate) fn get(&mut self) -> Vec<String> {
+        let id = self.open(&[0]);
+        self.worker.request_headers(id, request(), true);
+        let seen = self.seen();
+        self.worker.finish(id, Ending::default());
+        seen
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        self.world.now.set(self.world.now.get() + by);
+    }
+
+    /// All actions, in short.
+    pub(crate) fn seen(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.worker.poll_action()).map(|action| describe(&action)).collect()
+    }
+}
+
+pub(crate) fn request() -> FieldMap {
+    [(":method", "GET"), (":path", "/a?b"), (":authority", "api.example"), (":scheme", "http"), ("x-a", "1")]
+        .into_iter()
+        .collect()
+}
+
+pub(crate) fn response() -> FieldMap {
+    [(":status", "200"), ("content-length", "3")].into_iter().collect()
+}
+
+pub(crate) fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn describe(action: &Action) -> String {
+    match action {
+        Action::Request(_, part) => format!("> {}", describe_part(part)),
+        Action::Response(_, part) => format!("< {}", describe_part(part)),
+        Action::CancelUpstream(_) => "cancel upstream".into(),
+        Action::Reset(_) => "reset".into(),
+        Action::Readable(_, direction) => {
+            format!("readable {}", if *direction == Direction::Request { ">" } else { "<" })
+        }
+        Action::Call(_, call) => format!("call {} {}", call.upstream, lines(&call.fields)),
+        Action::CancelCall(_) => "cancel call".into(),
+        _ => "?".into(),
+    }
+}
+
+fn describe_part(part: &Part) -> String {
+    let end = |end: &bool| if *end { "." } else { "" };
+    match part {
+        Part::Headers { fields, end_of_stream, details } => {
+            let details = details.as_ref().map_or(String::new(), |details| format!(" ({details})"));
+            format!("{}{}{details}", lines(fields), end(end_of_stream))
+        }
+        Part::Body { bytes, end_of_stream } => {
+            format!("{:?}{}", String::from_utf8_lossy(bytes), end(end_of_stream))
+        }
+        Part::Trailers { fields } => format!("trailers {}.", lines(fields)),
+    }
+}
+
+/// Fields other than the request's own.
+fn lines(fields: &FieldMap) -> String {
+    let own = request();
+    let shown = fields.iter().filter(|(name, value)| own.get(name) != Some(value));
+    let shown: Vec<String> =
+        shown.map(|(n, v)| format!("{}={}", String::from_utf8_lossy(n), String::from_utf8_lossy(v))).collect();
+    format!("[{}]", shown.join(" "))
+}
