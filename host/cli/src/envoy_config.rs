@@ -46,9 +46,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 )));
             }
         }
-        let mut options = envoy::Options::default();
-        options.listen = arguments.listen.iter().cloned().collect();
-        options.admin = arguments.admin;
+        let options = envoy::Options {
+            listen: arguments.listen.iter().cloned().collect(),
+            admin: arguments.admin,
+            ..envoy::Options::default()
+        };
         envoy::render_bootstrap(&policy, &options)
     };
     match &arguments.output {

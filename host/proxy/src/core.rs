@@ -206,7 +206,8 @@ impl Core {
                 }
             }
             other => {
-                tracing::error!(action = ?std::mem::discriminant(&other), "a filter asked for what this proxy cannot do")
+                let action = std::mem::discriminant(&other);
+                tracing::error!(?action, "a filter asked for what this proxy cannot do");
             }
         }
     }

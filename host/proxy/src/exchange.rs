@@ -110,6 +110,10 @@ impl Exchange {
         self.request_complete.get()
     }
 
+    pub(crate) fn complete_request(&self) {
+        self.request_complete.set(true);
+    }
+
     fn wants_upstream(&self) -> bool {
         !(self.answered.get() || self.cancelled.get() || self.is_over())
     }
@@ -176,10 +180,7 @@ impl Journey {
 
     /// Reads the request's body into the filters.
     async fn read_request(&self, body: Option<Incoming>) {
-        let Some(body) = body else {
-            self.exchange.request_complete.set(true);
-            return;
-        };
+        let Some(body) = body else { return };
         let deadline = self.started + self.connection.limits.request_timeout;
         if tokio::time::timeout_at(deadline, self.read_body(body)).await.is_err() {
             self.fail(failure::request_timeout(), flag::DOWNSTREAM_PROTOCOL_ERROR);
@@ -257,12 +258,14 @@ impl Journey {
         };
         match &route.action {
             Action::Respond(response) => {
-                let mut answer = LocalResponse::default();
-                answer.status = response.status;
-                answer.details = "direct_response".into();
-                answer.body = Bytes::copy_from_slice(response.body.as_bytes());
-                answer.fields =
-                    response.fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+                let fields = response.fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+                let answer = LocalResponse {
+                    status: response.status,
+                    details: "direct_response".into(),
+                    body: Bytes::copy_from_slice(response.body.as_bytes()),
+                    fields: fields.collect(),
+                    ..LocalResponse::default()
+                };
                 self.fail(answer, 0);
             }
             Action::Upstream(index) => match self.core.upstreams.get(*index) {
@@ -325,13 +328,14 @@ impl Journey {
             }
             Err(failed) => {
                 let (head, body) = failed.response.into_parts();
-                let mut answer = LocalResponse::default();
-                answer.status = head.status.as_u16();
-                answer.details = failed.details;
-                answer.body = body;
-                for (name, value) in &head.headers {
-                    answer.fields.push(name.as_str().as_bytes(), value.as_bytes());
-                }
+                let fields = head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+                let answer = LocalResponse {
+                    status: head.status.as_u16(),
+                    details: failed.details,
+                    body,
+                    fields: fields.collect(),
+                    ..LocalResponse::default()
+                };
                 self.fail(answer, 0);
                 Ok(())
             }
@@ -421,7 +425,7 @@ impl Journey {
                 // A kept connection may have been closed by the server at this very moment. Then nothing was lost if
                 // nothing was written, or if the request has no body and no effect (RFC 9110, section 9.2.2).
                 Err(failed) if lease.reused && !fresh && self.may_send_again(&failed, head.end_of_stream) => {
-                    fresh = true
+                    fresh = true;
                 }
                 Err(failed) => return Err(failed.failure),
             }

@@ -146,10 +146,5 @@ pub(crate) fn answer(status: u16, details: &str, body: impl Into<Bytes>) -> Loca
     if !body.is_empty() {
         fields.push(b"content-type", b"text/plain");
     }
-    let mut response = LocalResponse::default();
-    response.status = status;
-    details.clone_into(&mut response.details);
-    response.body = body;
-    response.fields = fields;
-    response
+    LocalResponse { status, details: details.to_owned(), body, fields, ..LocalResponse::default() }
 }

@@ -434,3 +434,179 @@ impl FieldLines for Lines<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival<'a>(trusted_proxies: &'a [Network]) -> Arrival<'a> {
+        Arrival { peer: ([10, 0, 0, 1], 4711).into(), tls: false, trusted_proxies, fields_max: 10, request_id: "id" }
+    }
+
+    fn head(version: Version, uri: &str, fields: &[(&str, &str)]) -> http::request::Parts {
+        let mut request = http::Request::builder().version(version).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    fn lines(fields: &FieldMap) -> Vec<String> {
+        fields
+            .iter()
+            .map(|(name, value)| format!("{}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)))
+            .collect()
+    }
+
+    #[test]
+    fn filters_get_pseudo_headers_first_and_no_field_of_the_connection() {
+        let head = head(
+            Version::HTTP_11,
+            "/a/../b?q",
+            &[
+                ("host", "a.example"),
+                ("x-a", "1"),
+                ("connection", "x-b, content-length, close"),
+                ("x-b", "2"),
+                ("content-length", "3"),
+                ("te", "gzip, trailers;q=1"),
+                ("expect", "100-Continue"),
+            ],
+        );
+        let inbound = inbound(&head, &arrival(&[])).expect("a request");
+        assert_eq!(
+            lines(&inbound.fields),
+            [
+                ":authority: a.example",
+                ":path: /b?q",
+                ":method: GET",
+                ":scheme: http",
+                "x-a: 1",
+                "content-length: 3",
+                "te: trailers",
+                "x-forwarded-for: 10.0.0.1",
+                "x-forwarded-proto: http",
+                "x-request-id: id",
+            ]
+        );
+    }
+
+    fn check_refused(head: &http::request::Parts, status: u16) {
+        assert_eq!(inbound(head, &arrival(&[])).map(drop).map_err(|refusal| refusal.status), Err(status));
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_vouch_for() {
+        check_refused(&head(Version::HTTP_11, "/", &[]), 400);
+        check_refused(&head(Version::HTTP_11, "/", &[("host", "")]), 400);
+        check_refused(&head(Version::HTTP_11, "/", &[("host", "a/b")]), 400);
+        check_refused(&head(Version::HTTP_2, "http://a.example/", &[("host", "b.example")]), 400);
+        check_refused(&head(Version::HTTP_11, "/%2e%2f", &[("host", "a")]), 400);
+        check_refused(&head(Version::HTTP_11, "*", &[("host", "a")]), 400);
+        check_refused(&head(Version::HTTP_11, "/", &[("host", "a"), ("expect", "more")]), 417);
+        let upgrade = [("host", "a"), ("connection", "Upgrade"), ("upgrade", "websocket")];
+        check_refused(&head(Version::HTTP_11, "/", &upgrade), 403);
+        let many: Vec<(&str, &str)> = [("host", "a")].into_iter().chain([("x", "1"); 10]).collect();
+        check_refused(&head(Version::HTTP_2, "http://a/", &many), 431);
+    }
+
+    #[test]
+    fn an_offer_of_h2c_is_ignored() {
+        let offer =
+            [("host", "a"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")];
+        let inbound = inbound(&head(Version::HTTP_11, "/", &offer), &arrival(&[])).expect("a request");
+        assert!(!inbound.fields.contains(b"upgrade") && !inbound.fields.contains(b"http2-settings"));
+    }
+
+    #[test]
+    fn the_authority_loses_its_final_dot_and_nothing_else() {
+        let check = |authority: &str, expected: &str| {
+            assert_eq!(without_final_dot(authority.as_bytes()).as_ref(), expected.as_bytes());
+        };
+        check("a.example.", "a.example");
+        check("a.example.:8080", "a.example:8080");
+        check("a.example:8080", "a.example:8080");
+        check("[::1]:80", "[::1]:80");
+        check("a.:x", "a.:x");
+    }
+
+    #[test]
+    fn an_absolute_target_names_the_authority() {
+        let head = head(Version::HTTP_11, "http://b.example?q", &[("host", "a.example")]);
+        let inbound = inbound(&head, &arrival(&[])).expect("a request");
+        assert_eq!(inbound.fields.get(b":authority"), Some(&b"b.example"[..]));
+        assert_eq!(inbound.target.as_bytes(), b"/?q");
+    }
+
+    #[test]
+    fn the_client_is_found_from_the_right() {
+        let network = |address: [u8; 4], prefix| Network { address: IpAddr::from(address), prefix };
+        let check = |trusted: &[Network], forwarded: &str, expected: &str| {
+            let head = head(Version::HTTP_11, "/", &[("host", "a"), ("x-forwarded-for", forwarded)]);
+            let inbound = inbound(&head, &arrival(trusted)).expect("a request");
+            assert_eq!(inbound.client.ip().to_string(), expected, "{forwarded}");
+        };
+        let inside = [network([10, 0, 0, 0], 8)];
+        check(&[], "192.0.2.1", "10.0.0.1");
+        check(&inside, "192.0.2.1", "192.0.2.1");
+        check(&inside, "192.0.2.66, 192.0.2.1, 10.9.9.9", "192.0.2.1");
+        check(&inside, "192.0.2.1, nonsense, 10.9.9.9", "10.9.9.9");
+        check(&inside, "", "10.0.0.1");
+        check(&[network([192, 0, 2, 0], 24)], "192.0.2.1", "10.0.0.1");
+    }
+
+    #[test]
+    fn messages_say_their_length() {
+        let fields = |length: &str| -> FieldMap {
+            [(":method", "POST"), (":path", "/"), (":authority", "a"), (":status", "200"), ("content-length", length)]
+                .into_iter()
+                .collect()
+        };
+        let check = |said: &str, length, expected: Option<&str>| {
+            let request = outbound_request(&fields(said), b"/", None, None, length).expect("a request");
+            let found = request.headers().get("content-length").map(|value| value.to_str().expect("text").to_owned());
+            assert_eq!(found.as_deref(), expected, "{said} {length:?}");
+        };
+        check("5", BodyLength::AsSaid, Some("5"));
+        check("5", BodyLength::Exactly(7), Some("7"));
+        check("5", BodyLength::None, Some("0"));
+        check("five", BodyLength::AsSaid, None);
+        let response = outbound_response(&fields("5"), BodyLength::None).expect("a response");
+        assert_eq!(promised_length(response.headers()), None);
+    }
+
+    #[test]
+    fn what_filters_wrote_is_checked_on_the_way_out() {
+        let request = |extra: &[(&[u8], &[u8])]| {
+            let mut fields: FieldMap = [(":method", "GET"), (":path", "/"), (":authority", "a")].into_iter().collect();
+            for (name, value) in extra {
+                fields.push(name, value);
+            }
+            outbound_request(&fields, b"/", None, None, BodyLength::None)
+        };
+        assert!(request(&[(b"x-ok", b"\xff\t ")]).is_ok());
+        assert_eq!(request(&[(b"x", b"a\r\nb: c")]).map(drop), Err(Unsendable::Value("x".into())));
+        assert_eq!(request(&[(b"x y", b"1")]).map(drop), Err(Unsendable::Name));
+        assert_eq!(request(&[(b":method", b"CONNECT")]).map(drop), Ok(()));
+        let stripped = request(&[(b"transfer-encoding", b"chunked"), (b"connection", b"x")]).expect("a request");
+        assert_eq!(stripped.headers().keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host"]);
+
+        let response = |status: &str| {
+            let fields: FieldMap = [(":status", status)].into_iter().collect();
+            outbound_response(&fields, BodyLength::None).map(drop)
+        };
+        assert_eq!(response("204"), Ok(()));
+        for status in ["", "100", "101", "600", "2000", "abc"] {
+            assert_eq!(response(status), Err(Unsendable::Pseudo(":status")), "{status}");
+        }
+    }
+
+    #[test]
+    fn trailers_lose_what_belongs_into_a_head() {
+        let mut trailers = HeaderMap::new();
+        for name in ["x-sum", "authorization", "x-portcullis-sub", "x-forwarded-for", "content-length"] {
+            trailers.insert(name, HeaderValue::from_static("1"));
+        }
+        assert_eq!(lines(&trailer_fields(&trailers)), ["x-sum: 1"]);
+    }
+}

@@ -89,6 +89,9 @@ pub(crate) async fn serve(
     let watch = Watch { exchange: Rc::clone(&exchange), response_bytes, armed: true };
     let id = core.open(&route.filters, info, &exchange);
     let ended = body.is_end_stream();
+    if ended {
+        exchange.complete_request();
+    }
     core.with(|filters| filters.request_headers(id, fields, ended));
     let journey = Journey {
         core: Rc::clone(&core),
@@ -105,12 +108,12 @@ pub(crate) async fn serve(
     tokio::task::spawn_local(drive(journey, (!ended).then_some(body)));
 
     let released = poll_fn(|cx| exchange.response.poll_head(cx)).await.ok_or(StreamReset)?;
-    respond(released, &exchange, &head, &request_id, watch, in_flight)
+    respond(&released, &exchange, &head, &request_id, watch, in_flight)
 }
 
 /// Makes hyper's response of what the filters released.
 fn respond(
-    released: Head,
+    released: &Head,
     exchange: &Rc<Exchange>,
     head: &http::request::Parts,
     request_id: &str,

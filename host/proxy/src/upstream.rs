@@ -70,8 +70,15 @@ pub(crate) struct Upstream {
 
 #[derive(Default)]
 struct EndpointState {
-    idle: RefCell<Vec<(http1::SendRequest<RequestBody>, Option<SocketAddr>, Instant)>>,
+    idle: RefCell<Vec<Idle>>,
     shared: RefCell<Option<(http2::SendRequest<RequestBody>, Option<SocketAddr>)>>,
+}
+
+/// A kept connection, and since when it is unused.
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    address: Option<SocketAddr>,
+    since: Instant,
 }
 
 /// A connection to send one request on.
@@ -252,6 +259,7 @@ impl Upstream {
             let (sender, connection) = http1::Builder::new()
                 .max_headers(RESPONSE_FIELDS_MAX)
                 .max_buf_size(RESPONSE_HEAD_BYTES_MAX)
+                .max_header_size(RESPONSE_HEAD_BYTES_MAX)
                 .handshake(io)
                 .await
                 .map_err(|_| UpstreamFailure::Protocol)?;
@@ -267,7 +275,7 @@ impl Upstream {
             state
                 .idle
                 .borrow_mut()
-                .retain(|(sender, _, since)| !sender.is_closed() && now.duration_since(*since) < IDLE_TIME);
+                .retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < IDLE_TIME);
         }
     }
 
@@ -275,7 +283,7 @@ impl Upstream {
         let Some(state) = self.endpoints.get(endpoint) else { return };
         let mut idle = state.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push((sender, address, Instant::now()));
+            idle.push(Idle { sender, address, since: Instant::now() });
         }
     }
 }
@@ -290,7 +298,7 @@ impl EndpointState {
             *shared = None;
         }
         let mut idle = self.idle.borrow_mut();
-        while let Some((sender, address, since)) = idle.pop() {
+        while let Some(Idle { sender, address, since }) = idle.pop() {
             if sender.is_ready() && since.elapsed() < IDLE_TIME {
                 return Some((Sender::Http1(sender), address));
             }

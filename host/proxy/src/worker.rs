@@ -220,7 +220,7 @@ fn listen(worker: &Rc<WorkerState>, sockets: Vec<Socket>, phase: &watch::Receive
                 tokio::task::spawn_local(task);
             }
             Err(error) => {
-                tracing::error!(address = %socket.address, %error, "a worker cannot use its listening socket")
+                tracing::error!(address = %socket.address, %error, "a worker cannot use its listening socket");
             }
         }
     }

@@ -220,9 +220,9 @@ impl Client {
 type Fields = Vec<(String, String)>;
 
 fn read_line(reader: &mut impl BufRead) -> Option<String> {
-    let mut line = String::new();
-    let count = reader.read_line(&mut line).ok()?;
-    (count > 0).then(|| line.trim_end_matches("\r\n").to_owned())
+    let mut line = Vec::new();
+    let count = reader.read_until(b'\n', &mut line).ok()?;
+    (count > 0).then(|| String::from_utf8_lossy(&line).trim_end_matches("\r\n").to_owned())
 }
 
 fn read_fields(reader: &mut impl BufRead) -> Option<Fields> {

@@ -54,7 +54,9 @@ fn failures_before_the_response_are_told_apart() {
         ("/large", 502, "reset reason: protocol error"),
         ("/never", 504, "upstream request timeout"),
     ] {
-        let response = proxy.get(path);
+        let mut client = Client::connect(proxy.address());
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        let response = client.response(false).unwrap_or_else(|| panic!("no response to {path}"));
         assert_eq!(response.status, status, "{path}: {}", response.text());
         assert!(response.text().ends_with(text), "{path}: {}", response.text());
     }
