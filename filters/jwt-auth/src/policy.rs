@@ -277,6 +277,7 @@ mod tests {
     use portcullis_kit::guard::{Guard, Outcome};
     use portcullis_kit::request::FieldLine;
     use portcullis_kit::testing::TestHost;
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -645,5 +646,30 @@ mod tests {
             "jwt-auth: denied: rule=default reason=credentials_rejected finding=\"the token has not exactly three parts\""
         );
         assert!(!format!("{guard:?}").contains("11qYAYKx"), "no key either");
+    }
+
+    proptest! {
+        /// Parts that a parser likes, in any order, with anything in between.
+        #[test]
+        fn survives_any_request(
+            path in "/[a-z%./;0-9]{0,12}",
+            pieces in proptest::collection::vec(prop_oneof![
+                Just(b"Bearer ".to_vec()),
+                Just(b".".to_vec()),
+                Just(URL_SAFE_NO_PAD.encode(good_header().to_string()).into_bytes()),
+                Just(URL_SAFE_NO_PAD.encode(good_claims().to_string()).into_bytes()),
+                Just(b"session=".to_vec()),
+                Just(b"; ".to_vec()),
+                proptest::collection::vec(any::<u8>(), 0..70),
+            ], 0..8),
+            name in prop_oneof![Just("authorization"), Just("x-token"), Just("cookie"), Just("x-portcullis-sub")],
+        ) {
+            let guard = guard(&config());
+            let value = pieces.concat();
+            let lines: [FieldLine<'_>; 3] = [(b":method", b"GET"), (b":path", path.as_bytes()), (name.as_bytes(), &value)];
+            let outcome = guard.on_request_headers(Some(&lines), &TestHost::default(), Some(UnixTime::from_seconds(NOW)));
+            let open = path.starts_with("/open") || path.starts_with("/optional");
+            prop_assert!(outcome.response.is_some() || open, "nobody passes without a good signature");
+        }
     }
 }

@@ -155,7 +155,7 @@ fn explain(message: &str, beside: &[&str]) -> (String, Option<String>) {
 pub(crate) fn suggest(name: &str, known: &[&str]) -> Option<String> {
     let nearest = known
         .iter()
-        .map(|candidate| match candidate.starts_with(name) || name.starts_with(candidate) {
+        .map(|candidate| match !name.is_empty() && (candidate.starts_with(name) || name.starts_with(candidate)) {
             true => (0, candidate),
             false => (strsim::damerau_levenshtein(name, candidate), candidate),
         })

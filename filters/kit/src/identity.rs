@@ -4,6 +4,8 @@
 //! forge, and, where its configuration asks for it, as fields (`x-portcullis-sub`) for the upstream. Fields of that
 //! prefix which a client sends are removed before anything is written.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::decision::FieldEdit;
@@ -96,7 +98,8 @@ pub fn field_value(text: &str) -> Vec<u8> {
 
 /// Removes what a client must not be able to send: `x-portcullis-*`, and the fields that this filter writes itself.
 pub(crate) fn strip(lines: &[FieldLine<'_>], written_by_filter: &[String], host: &dyn Host) -> Vec<FieldEdit> {
-    let mut edits: Vec<FieldEdit> = Vec::new();
+    let mut edits = Vec::new();
+    let mut removed = BTreeSet::new();
     // Asked at most once, and only if there is something to remove.
     let mut fields_are_ours = None;
     for (name, _) in lines {
@@ -109,9 +112,8 @@ pub(crate) fn strip(lines: &[FieldLine<'_>], written_by_filter: &[String], host:
         }
         // A host gives names that are tokens. One that is not cannot be named in a hostcall; it is nothing we wrote.
         let Ok(name) = std::str::from_utf8(name) else { continue };
-        let edit = FieldEdit::Remove(name.to_owned().into());
-        if !edits.contains(&edit) {
-            edits.push(edit);
+        if removed.insert(name) {
+            edits.push(FieldEdit::Remove(name.to_owned().into()));
         }
     }
     edits

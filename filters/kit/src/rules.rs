@@ -3,6 +3,7 @@
 //! Envoy's Wasm filter has no configuration per route, so a filter carries its own rules: the first whose `match` fits
 //! a request decides which policy holds, and `default_policy` holds where none fits. There is no silent default.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
@@ -153,7 +154,10 @@ impl<P> Rules<P> {
     /// Finds the rule for a request.
     pub fn select(&self, request: &Request<'_>, host: &dyn Host) -> Selected<'_, P> {
         let oddities = request.path().oddities();
-        match self.rules.iter().enumerate().find(|(_, rule)| rule.matches.fits(request, host)) {
+        // Asked at most once, and only if a rule wants to know.
+        let asked = OnceCell::new();
+        let route_name = || asked.get_or_init(|| host.property(&["xds", "route_name"])).as_deref();
+        match self.rules.iter().enumerate().find(|(_, rule)| rule.matches.fits(request, route_name)) {
             Some((index, rule)) => Selected {
                 index,
                 name: &rule.name,
@@ -286,15 +290,13 @@ enum HeaderCondition {
 }
 
 impl Match {
-    fn fits(&self, request: &Request<'_>, host: &dyn Host) -> bool {
+    fn fits<'a>(&self, request: &Request<'_>, route_name: impl FnOnce() -> Option<&'a [u8]>) -> bool {
         (self.hosts.is_empty() || self.hosts.iter().any(|pattern| pattern.fits(request.host())))
             && (self.methods.is_empty() || self.methods.iter().any(|method| method.as_bytes() == request.method()))
             && self.path.as_ref().is_none_or(|path| path.fits(request))
             && self.headers.iter().all(|header| header.fits(request))
             && (self.route_names.is_empty()
-                || host
-                    .property(&["xds", "route_name"])
-                    .is_some_and(|actual| self.route_names.iter().any(|name| name.as_bytes() == actual)))
+                || route_name().is_some_and(|actual| self.route_names.iter().any(|name| name.as_bytes() == actual)))
     }
 
     /// Whether every request that fits `other` is known to fit `self` too.
