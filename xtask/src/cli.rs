@@ -153,7 +153,7 @@ Builds filters for Envoy and for the standalone host, and prints their sizes. Br
 
 Usage: cargo xtask build-filters [NAME]...
 
-  NAME   A folder below filters/, such as jwt-auth; all filters if none is named
+  NAME   A folder below filters/, such as jwt-auth, or below tests/guests/; all of them if none is named
 ";
 
 const IMPORTS_HELP: &str = "\
