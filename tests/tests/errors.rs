@@ -103,7 +103,7 @@ fn a_module_that_is_no_filter_is_refused_with_the_reason() {
     check(&site, &policy, CONFIGURATION, &["probe", "proxy_abi_version_0_2_1", "hint: "]);
     let junk = site.file("empty.wasm", b"junk");
     assert_eq!(junk, empty);
-    check(&site, &policy, CONFIGURATION, &["probe", "not a WebAssembly module", "hint: "]);
+    check(&site, &policy, CONFIGURATION, &["filters[0].wasm", "not a WebAssembly module", "hint: "]);
 }
 
 #[test]
