@@ -1,1 +1,4 @@
-//! Policy, ABI and end-to-end benchmarks.
+//! Benchmarks, outermost last: `policy` times a filter's decision natively, `abi` the same filter as a guest.
+//!
+//! `cargo bench -p portcullis-benches --bench policy`. A speed claim names machine, commit, command and the number before;
+//! dated results lie in `results/`.

@@ -1,4 +1,4 @@
-//! Every scenario of every filter, on every host it names: `envoy::jwt-auth::token without a signature is rejected`.
+//! Every scenario of every filter, and of the guests made for tests, on every host it names: `envoy::jwt-auth::token without a signature is rejected`.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,10 +16,13 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Vec<Trial> {
-    let files = match find_scenarios(&places::workspace().join("filters")) {
-        Ok(files) => files,
-        Err(error) => return vec![Trial::test("scenarios can be found", || Err(Failed::from(error)))],
-    };
+    let mut files = Vec::new();
+    for folder in ["filters", "tests/guests"] {
+        match find_scenarios(&places::workspace().join(folder)) {
+            Ok(found) => files.extend(found),
+            Err(error) => return vec![Trial::test("scenarios can be found", || Err(Failed::from(error)))],
+        }
+    }
     let mut trials = Vec::new();
     let mut guests = Guests::default();
     let mut groups: Vec<(GroupKey, Arc<Group>)> = Vec::new();

@@ -120,26 +120,23 @@ fn demo(keep: bool) -> anyhow::Result<()> {
     }
     println!("\n{} requests, the same answer from both hosts every time.", attempts.len());
 
+    if !keep {
+        println!(
+            "\nTry it yourself: `cargo xtask demo --keep` leaves both running and prints curl commands with a good token."
+        );
+        return Ok(());
+    }
     let token = token(&key, json!({}), "orders:read orders:write", 3600)?;
-    println!(
-        "\nTry it yourself{}:\n",
-        if keep { "" } else { " (start it with `cargo xtask demo --keep`, which prints this for its own run)" }
-    );
-    println!("  TOKEN={token}");
+    println!("\nTry it yourself, with a token that is good for an hour:\n");
+    println!("  TOKEN={token}\n");
     println!("  curl -i http://{}/orders", host.address());
     println!("  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/orders/1001", host.address());
-    println!(
-        "  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/orders/1001   # the same through Envoy",
-        envoy.address()
-    );
-    println!("  curl -s http://{}/metrics | grep jwt", host.admin());
-    if keep {
-        println!("\nEverything keeps running. Ctrl-C ends it.");
-        loop {
-            std::thread::park();
-        }
+    println!("  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/orders/1001   # through Envoy", envoy.address());
+    println!("  curl -s http://{}/metrics | grep jwt_auth", host.admin());
+    println!("\nEverything keeps running. Ctrl-C ends it.");
+    loop {
+        std::thread::park();
     }
-    Ok(())
 }
 
 /// The committed example with this run's addresses and keys, in a folder that git ignores.

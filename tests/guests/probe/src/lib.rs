@@ -5,25 +5,37 @@
 //! * `panic`, `panic-on-response`, `panic-on-log`: a trap in that callback
 //! * `loop`: never returns (Envoy has no bound on time, so only for hosts that do)
 //! * `memory`: allocates without end
-//! * `deny`: an ordinary local response, 418
+//! * `deny`: an ordinary local response, 418, which is counted
+//! * `ask`: asks the upstream `keys` and holds the request; 200 lets it pass, anything else is answered with 503
+//! * `read-body`: holds the request until its body is there; one that says `evil` is answered with 403
 
 #![cfg(target_arch = "wasm32")]
 #![allow(unsafe_code, missing_docs, reason = "the SDK's `main!` exports the entry point by its name")]
 
+use std::time::Duration;
+
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, ContextType, LogLevel};
+use proxy_wasm::types::{Action, ContextType, LogLevel, MetricType};
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(Root));
+    proxy_wasm::set_root_context(|_| Box::new(Root::default()));
 }}
 
-struct Root;
+const DENIED: &str = "portcullis_probe_denied_total.rule.default.reason.told_to";
+
+#[derive(Default)]
+struct Root {
+    denied: u32,
+}
 
 impl Context for Root {}
 
 impl RootContext for Root {
     fn on_configure(&mut self, _: usize) -> bool {
+        if let Ok(id) = proxy_wasm::hostcalls::define_metric(MetricType::Counter, DENIED) {
+            self.denied = id;
+        }
         // The word `refuse` as the configuration: a filter that will not start, and says why.
         let refused = self.get_plugin_configuration().is_some_and(|configuration| configuration == b"refuse");
         if refused {
@@ -37,7 +49,7 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Probe::default()))
+        Some(Box::new(Probe { denied: self.denied, ..Probe::default() }))
     }
 }
 
@@ -49,12 +61,23 @@ fn log(message: &str) {
 #[derive(Default)]
 struct Probe {
     wish: Vec<u8>,
+    denied: u32,
 }
 
-impl Context for Probe {}
+impl Context for Probe {
+    fn on_http_call_response(&mut self, _: u32, _: usize, _: usize, _: usize) {
+        let status = self.get_http_call_response_header_bytes(":status").unwrap_or_default();
+        if status == b"200" {
+            self.resume_http_request();
+        } else {
+            let status = String::from_utf8_lossy(&status).into_owned();
+            self.send_http_response(503, vec![("x-answer", &status)], None);
+        }
+    }
+}
 
 impl HttpContext for Probe {
-    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+    fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
         self.wish = self.get_http_request_header_bytes("x-probe").unwrap_or_default();
         match self.wish.as_slice() {
             b"panic" => panic!("the probe was told to panic"),
@@ -68,7 +91,16 @@ impl HttpContext for Probe {
                     std::hint::black_box(&hoard);
                 }
             }
+            b"ask" => {
+                let fields = vec![(":method", "GET"), (":path", "/keys"), (":authority", "keys.example")];
+                match self.dispatch_http_call("keys", fields, None, Vec::new(), Duration::from_secs(1)) {
+                    Ok(_) => Action::Pause,
+                    Err(_) => Action::Continue,
+                }
+            }
+            b"read-body" if !end_of_stream => Action::Pause,
             b"deny" => {
+                let _ = proxy_wasm::hostcalls::increment_metric(self.denied, 1);
                 self.send_http_response(418, vec![("x-probed", "denied")], Some(b"short and stout"));
                 Action::Pause
             }
@@ -77,6 +109,21 @@ impl HttpContext for Probe {
                 Action::Continue
             }
         }
+    }
+
+    fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        if self.wish != b"read-body" {
+            return Action::Continue;
+        }
+        if !end_of_stream {
+            return Action::Pause;
+        }
+        let body = self.get_http_request_body(0, size).unwrap_or_default();
+        if body.windows(4).any(|word| word == b"evil") {
+            self.send_http_response(403, Vec::new(), Some(b"evil"));
+            return Action::Pause;
+        }
+        Action::Continue
     }
 
     fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
