@@ -8,6 +8,7 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::VerifyingKey;
 use jsonwebtoken::DecodingKey;
 use jsonwebtoken::crypto::{JwtVerifier, rust_crypto};
 use portcullis_kit::config_error::{ConfigErrors, JsonPath};
@@ -354,6 +355,12 @@ impl JwkConfig {
         }
         // The library would panic on a shorter one.
         let x = exactly(bytes(self.x.as_deref(), "x", at, errors)?, 32, "x", at, errors)?;
+        // For a point of small order anybody can make signatures (RFC 8032, section 5.1.7, asks only for cofactored
+        // checks; the library does not look).
+        let point = <[u8; 32]>::try_from(x.as_slice()).ok().and_then(|x| VerifyingKey::from_bytes(&x).ok());
+        if point.is_some_and(|point| point.is_weak()) {
+            errors.push(&at.key("x"), "this point has small order: anybody could sign for it");
+        }
         Some(Material { key: DecodingKey::from_ed_der(&x), fits: vec![Algorithm::EdDSA], spki: None })
     }
 

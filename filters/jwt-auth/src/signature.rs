@@ -2,6 +2,11 @@
 //!
 //! Envoy and our own host have the function. It takes RSASSA-PKCS1-v1_5 and ECDSA, the latter with signatures in DER;
 //! for RSASSA-PSS, EdDSA and HMAC it has nothing. A host without it says so once, and is not asked again.
+//!
+//! From `jsonwebtoken` come the pure-Rust verifiers and nothing else. Its own reading of tokens is laxer than ours: it
+//! passes `crit` and `b64` over, takes a missing `aud` and an `iss` that is a list for good, and a token in the second of
+//! its `exp`; the tests in [`token`](crate::token), [`claims`](crate::claims) and [`policy`](crate::policy) hold us to
+//! the stricter reading.
 
 use std::cell::Cell;
 
