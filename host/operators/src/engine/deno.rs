@@ -126,6 +126,8 @@ impl Engine for Deno {
             "--cached-only".to_owned(),
             "--no-config".to_owned(),
             "--no-lock".to_owned(),
+            // Nothing outlives the process, so making a cache would only cost.
+            "--no-code-cache".to_owned(),
             format!("--allow-read={operator},{host}"),
             format!("--allow-write={operator},{host}"),
             format!("--allow-net=unix:{operator},unix:{host},{INTERNAL_AUTHORITY}:80"),

@@ -1,5 +1,6 @@
 //! The jail's file system: an empty root with the engine's own files, read-only, and one private directory.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, chown};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::{Bind, PRIVATE, Spec};
+use crate::sys;
 
 /// Builds the root in the current (own) mount namespace and makes it `/`. Nothing of the old root stays reachable.
 pub(super) fn enter(spec: &Spec, uid: u32, gid: u32) -> io::Result<()> {
@@ -27,16 +29,24 @@ pub(super) fn enter(spec: &Spec, uid: u32, gid: u32) -> io::Result<()> {
     }
     let private = inside(root, Path::new(PRIVATE))?;
     fs::DirBuilder::new().mode(0o700).create(&private)?;
+    let root_path = CString::new(root.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
+    // All at once, where the kernel can (5.12).
+    let at_once = sys::restrict_mounts(&root_path).is_ok();
+    if !at_once {
+        spec.binds.iter().try_for_each(|bind| restrict(root, bind))?;
+    }
     let options =
         format!("size={},nr_inodes={},mode=0700,uid={uid},gid={gid}", spec.private_bytes, spec.private_files.max(2));
-    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
+    let options = CString::new(options).map_err(io::Error::other)?;
     rustix::mount::mount("tmpfs", &private, "tmpfs", secure | MountFlags::NOEXEC, Some(options.as_c_str()))?;
     rustix::process::chdir(root)?;
     // The same place twice: the old root ends up stacked on the new one and is detached from there (pivot_root(2)).
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
-    rustix::mount::mount_remount("/", secure | MountFlags::RDONLY, c"")?;
+    if !at_once {
+        rustix::mount::mount_remount("/", secure | MountFlags::RDONLY, c"")?;
+    }
     Ok(())
 }
 
@@ -45,6 +55,11 @@ fn show(root: &Path, bind: &Bind) -> io::Result<()> {
     make_parent(&target)?;
     fs::write(&target, b"")?;
     rustix::mount::mount_bind(&bind.source, &target)?;
+    Ok(())
+}
+
+fn restrict(root: &Path, bind: &Bind) -> io::Result<()> {
+    let target = inside(root, &bind.target)?;
     let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     // A user namespace may not take away what the mount it came from had.
     let locked = rustix::fs::statvfs(&target)?.f_flag;
