@@ -51,6 +51,11 @@ run CONFIG:
     cargo build --workspace --bins
     "${CARGO_TARGET_DIR:-target}/debug/portcullis" serve {{ quote(CONFIG) }}
 
+# one benchmark: `policy` (the decision, natively) or `abi` (the same as a guest)
+bench NAME:
+    cargo xtask build-filters
+    cargo bench --package portcullis-benches --bench {{ NAME }}
+
 # renew what is made from the code: reference pages, schemas, Envoy examples
 docs:
     UPDATE=1 UPDATE_SCHEMA=1 cargo test --workspace --test reference --test envoy_accepts --test configuration
