@@ -33,7 +33,7 @@ pub(crate) struct Core {
     worker: RefCell<Worker>,
     exchanges: RefCell<HashMap<StreamId, Rc<Exchange>>>,
     calls: RefCell<HashMap<CallId, AbortHandle>>,
-    refusals: HashMap<String, Arc<Counter>>,
+    refusals: Refusals,
     next_timer: Cell<Option<Duration>>,
     timer_changed: Bell,
     notified: Arc<Notify>,
@@ -73,19 +73,7 @@ impl Core {
             .zip(&plan.upstream_tls)
             .map(|(settings, tls)| Rc::new(Upstream::new(settings.clone(), tls.clone(), registry, number)))
             .collect();
-        let refusals = policy
-            .filters
-            .iter()
-            .map(|filter| {
-                let counter = registry.counter(
-                    number,
-                    "portcullis_filter_responses_total",
-                    "Responses that a filter made itself, denials above all.",
-                    &[("filter", &filter.name)],
-                );
-                (filter.name.clone(), counter)
-            })
-            .collect();
+        let refusals = Refusals::new(plan, registry, number);
         let core = Rc::new(Core {
             plan: Arc::clone(plan),
             upstreams,
@@ -179,7 +167,7 @@ impl Core {
                     exchange.touch();
                     if let Part::Headers { details: Some(details), .. } = &part {
                         exchange.answered_here();
-                        self.count_refusal(details);
+                        self.refusals.count(details);
                     }
                     exchange.response.put(part);
                 }
@@ -216,13 +204,6 @@ impl Core {
         self.exchanges.borrow().get(&id).cloned()
     }
 
-    /// Our filters write `portcullis.<filter>.<reason>` as details; a denial is counted for its filter.
-    fn count_refusal(&self, details: &str) {
-        if let Some(counter) = details.split('.').nth(1).and_then(|filter| self.refusals.get(filter)) {
-            counter.increment();
-        }
-    }
-
     fn start_call(self: &Rc<Self>, id: CallId, call: Call) {
         let core = Rc::clone(self);
         let task = tokio::task::spawn_local(async move {
@@ -245,6 +226,45 @@ impl Core {
         for upstream in &self.upstreams {
             upstream.close_idle();
         }
+    }
+}
+
+/// Counts responses that filters made, by filter.
+///
+/// A response does not say whose it is, but our filters write `portcullis.<module>.<reason>` as its details; the module is
+/// found by its file's name, or by the name that the policy gives it.
+struct Refusals {
+    by_module: HashMap<String, Arc<Counter>>,
+    others: Arc<Counter>,
+}
+
+impl Refusals {
+    fn new(plan: &Plan, registry: &Registry, number: usize) -> Refusals {
+        let counter = |filter: &str| {
+            registry.counter(
+                number,
+                "portcullis_filter_responses_total",
+                "Responses that a filter made itself, denials above all; `-` where the details do not tell which.",
+                &[("filter", filter)],
+            )
+        };
+        let mut by_module = HashMap::new();
+        for filter in &plan.policy.filters {
+            let file = filter.module_path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            for name in [Some(filter.name.clone()), file].into_iter().flatten() {
+                by_module.entry(name.replace('-', "_")).or_insert_with(|| counter(&filter.name));
+            }
+        }
+        Refusals { by_module, others: counter("-") }
+    }
+
+    /// Responses of the host itself, such as 404 and 503, have other details.
+    fn count(&self, details: &str) {
+        let mut parts = details.split('.');
+        if parts.next() != Some("portcullis") {
+            return;
+        }
+        parts.next().and_then(|module| self.by_module.get(module)).unwrap_or(&self.others).increment();
     }
 }
 

@@ -57,12 +57,14 @@ pub(crate) async fn serve(
     };
     let inbound = match message::inbound(&head, &arrival) {
         Ok(inbound) => inbound,
-        Err(refusal) => return Ok(refuse(&connection, &head, refusal, &request_id, started, in_flight)),
+        Err(refusal) => {
+            return Ok(refuse(&connection, &head, !body.is_end_stream(), refusal, &request_id, started, in_flight));
+        }
     };
     let Inbound { fields, target, client } = inbound;
     let Some(route_index) = core.plan.route(&fields, &target) else {
         let refusal = Refusal { status: 404, details: "route_not_found", text: "" };
-        return Ok(refuse(&connection, &head, refusal, &request_id, started, in_flight));
+        return Ok(refuse(&connection, &head, !body.is_end_stream(), refusal, &request_id, started, in_flight));
     };
     let Some(route) = policy.routes.get(route_index) else { return Err(StreamReset) };
 
@@ -184,6 +186,7 @@ fn refuse_violation(
 fn refuse(
     connection: &Rc<Connection>,
     head: &http::request::Parts,
+    has_body: bool,
     refusal: Refusal,
     request_id: &str,
     started: Instant,
@@ -191,7 +194,9 @@ fn refuse(
 ) -> Response<ResponseBody> {
     let line = RefusedLine { method: head.method.as_str(), path: head.uri.path().as_bytes() };
     let mut response = refused(connection, &line, refusal, request_id, started, in_flight);
-    if head.version < Version::HTTP_2 {
+    // What is wrong with a request may be wrong with what follows it; that it leads nowhere is not.
+    let goes_on = refusal.status == 404 && !has_body;
+    if head.version < Version::HTTP_2 && !goes_on {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::support::{Folder, GUEST_ROUTE, PLAIN_ROUTE, Proxy, Upstream, denying_guest, policy_yaml};
+use crate::support::{Folder, GUEST_ROUTE, PLAIN_ROUTE, Proxy, Received, Upstream, denying_guest, policy_yaml};
 
 const TLS: &str = "tls: { certificate: cert.pem, private_key: key.pem } }]";
 
@@ -114,7 +114,7 @@ fn serves_http1_and_http2_over_tls() {
         assert_eq!(sender.send_request(http1).await.expect("a response").status(), 200);
     });
     let received = upstream.received();
-    assert_eq!(received.iter().map(|received| received.path()).collect::<Vec<_>>(), ["/2", "/1"]);
+    assert_eq!(received.iter().map(Received::path).collect::<Vec<_>>(), ["/2", "/1"]);
     assert!(received.iter().all(|received| received.field("x-forwarded-proto") == Some("https")));
 }
 

@@ -14,33 +14,33 @@ use portcullis_config::Policy;
 use portcullis_proxy::{Handle, Options, Server, StartError};
 
 /// How long a test waits for what must happen. Reached only when it fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder with a policy file and what it names.
-pub struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    pub fn new() -> Folder {
+    pub(crate) fn new() -> Folder {
         Folder(tempfile::tempdir().expect("a temporary folder"))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> &Folder {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> &Folder {
         std::fs::write(self.path().join(name), bytes).expect("a file in the temporary folder");
         self
     }
 
-    pub fn policy(&self, yaml: &str) -> Policy {
+    pub(crate) fn policy(&self, yaml: &str) -> Policy {
         self.write("portcullis.yaml", yaml);
         portcullis_config::load(&self.path().join("portcullis.yaml")).unwrap_or_else(|mistakes| panic!("{mistakes}"))
     }
 }
 
 /// A policy with one listener, an upstream `api`, and whatever else the test adds.
-pub fn policy_yaml(upstream: SocketAddr, rest: &str) -> String {
+pub(crate) fn policy_yaml(upstream: SocketAddr, rest: &str) -> String {
     format!(
         "version: 1\nworkers: 1\nadmin: {{ address: \"127.0.0.1:0\" }}\n\
          listeners: [{{ name: public, address: \"127.0.0.1:0\" }}]\n\
@@ -49,22 +49,22 @@ pub fn policy_yaml(upstream: SocketAddr, rest: &str) -> String {
 }
 
 /// All requests to `api`, through the filter `guest` in `guest.wasm`.
-pub const GUEST_ROUTE: &str =
+pub(crate) const GUEST_ROUTE: &str =
     "filters: [{ name: guest, wasm: guest.wasm, failure_policy: fail_closed }]\nroutes: [{ name: all, upstream: api }]";
 
 /// All requests to `api`, without filters.
-pub const PLAIN_ROUTE: &str = "routes: [{ name: all, upstream: api }]";
+pub(crate) const PLAIN_ROUTE: &str = "routes: [{ name: all, upstream: api }]";
 
 /// A running server.
-pub struct Proxy {
-    pub handle: Handle,
-    pub access_log: AccessLogLines,
+pub(crate) struct Proxy {
+    pub(crate) handle: Handle,
+    pub(crate) access_log: AccessLogLines,
     thread: Option<JoinHandle<Result<(), StartError>>>,
 }
 
 /// What was written to the access log.
 #[derive(Clone, Default)]
-pub struct AccessLogLines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct AccessLogLines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for AccessLogLines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -78,11 +78,11 @@ impl Write for AccessLogLines {
 }
 
 impl Proxy {
-    pub fn start(policy: Policy) -> Proxy {
+    pub(crate) fn start(policy: Policy) -> Proxy {
         Proxy::start_with(policy, None).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    pub fn start_with(policy: Policy, drain_time: Option<Duration>) -> Result<Proxy, StartError> {
+    pub(crate) fn start_with(policy: Policy, drain_time: Option<Duration>) -> Result<Proxy, StartError> {
         let access_log = AccessLogLines::default();
         let options = Options { access_log: Some(Box::new(access_log.clone())), drain_time, operators: None };
         let server = Server::prepare(policy, options)?;
@@ -93,28 +93,28 @@ impl Proxy {
         Ok(Proxy { handle, access_log, thread: Some(thread) })
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.handle.addresses()[0].1
     }
 
-    pub fn get(&self, path: &str) -> Response {
+    pub(crate) fn get(&self, path: &str) -> Response {
         Client::connect(self.address()).exchange(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
     }
 
-    pub fn admin(&self, path: &str) -> Response {
+    pub(crate) fn admin(&self, path: &str) -> Response {
         let address = self.handle.admin_address().expect("an admin address");
         Client::connect(address).exchange(&format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n"))
     }
 
     /// The value of a series in `/metrics`; 0 where it is absent.
-    pub fn metric(&self, series: &str) -> f64 {
+    pub(crate) fn metric(&self, series: &str) -> f64 {
         let text = self.admin("/metrics").text();
         text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok()).unwrap_or_default()
     }
 
     /// Waits until a series has a value: what is counted when a request ends is counted a moment after its client has the
     /// response.
-    pub fn wait_for_metric(&self, series: &str, value: f64) {
+    pub(crate) fn wait_for_metric(&self, series: &str, value: f64) {
         let deadline = std::time::Instant::now() + PATIENCE;
         while self.metric(series) != value {
             assert!(std::time::Instant::now() < deadline, "{series} is {}, not {value}", self.metric(series));
@@ -123,14 +123,14 @@ impl Proxy {
     }
 
     /// Ends the server gracefully and gives its access log.
-    pub fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.handle.shutdown();
         self.join().expect("a server that ends well");
         let lines = self.access_log.0.lock().expect("the lines").clone();
         String::from_utf8(lines).expect("text")
     }
 
-    pub fn join(&mut self) -> Result<(), StartError> {
+    pub(crate) fn join(&mut self) -> Result<(), StartError> {
         self.thread.take().expect("not joined before").join().expect("a server that does not panic")
     }
 }
@@ -146,51 +146,51 @@ impl Drop for Proxy {
 
 /// A response as it came over the wire.
 #[derive(Clone, Debug)]
-pub struct Response {
-    pub status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     /// Names in lower case.
-    pub fields: Vec<(String, String)>,
-    pub body: Vec<u8>,
-    pub trailers: Vec<(String, String)>,
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Vec<(String, String)>,
 }
 
 impl Response {
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
 /// A connection that sends bytes as they are.
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
 }
 
 impl Client {
-    pub fn connect(address: SocketAddr) -> Client {
+    pub(crate) fn connect(address: SocketAddr) -> Client {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
         let reader = BufReader::new(stream.try_clone().expect("a second handle"));
         Client { stream, reader }
     }
 
-    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // A server that refuses may close before all was sent; what it said is what counts.
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    pub fn exchange(&mut self, request: &str) -> Response {
+    pub(crate) fn exchange(&mut self, request: &str) -> Response {
         self.send(request);
         let is_head = request.starts_with("HEAD ");
         self.response(is_head).expect("a response")
     }
 
     /// The next response; `None` when the connection ended instead.
-    pub fn response(&mut self, is_head: bool) -> Option<Response> {
+    pub(crate) fn response(&mut self, is_head: bool) -> Option<Response> {
         let (first, fields) = read_head(&mut self.reader)?;
         let status = first.split(' ').nth(1).expect("a status").parse().expect("a number");
         let has_no_body = is_head || status == 204 || status == 304 || (100..200).contains(&status);
@@ -200,7 +200,7 @@ impl Client {
     }
 
     /// Everything until the server closes.
-    pub fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         // A reset after the last byte is an end too.
         let _ = self.reader.read_to_end(&mut rest);
@@ -208,11 +208,11 @@ impl Client {
     }
 
     /// Whether the server closes without another byte.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         self.rest().is_empty()
     }
 
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
@@ -273,27 +273,27 @@ fn read_body(reader: &mut impl BufRead, fields: &Fields, until_end: bool) -> Opt
 
 /// A request as the upstream received it.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub(crate) struct Received {
     /// Number of the connection, from 0.
-    pub connection: usize,
-    pub line: String,
-    pub fields: Fields,
-    pub body: Vec<u8>,
-    pub trailers: Fields,
+    pub(crate) connection: usize,
+    pub(crate) line: String,
+    pub(crate) fields: Fields,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Fields,
 }
 
 impl Received {
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.line.split(' ').nth(1).unwrap_or_default()
     }
 }
 
 /// What an upstream does once it has the head of a request.
-pub enum Doing {
+pub(crate) enum Doing {
     /// Reads the body, then sends these bytes and goes on with the next request.
     Answer(Vec<u8>),
     /// Sends these bytes without reading the body, then waits for the proxy to close.
@@ -308,16 +308,16 @@ pub enum Doing {
     WaitForClose(Sender<()>),
 }
 
-pub type Script = dyn Fn(&Received) -> Doing + Send + Sync;
+pub(crate) type Script = dyn Fn(&Received) -> Doing + Send + Sync;
 
 /// A server that does what its script says, and remembers what it received.
-pub struct Upstream {
-    pub address: SocketAddr,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
 }
 
 impl Upstream {
-    pub fn start(script: impl Fn(&Received) -> Doing + Send + Sync + 'static) -> Upstream {
+    pub(crate) fn start(script: impl Fn(&Received) -> Doing + Send + Sync + 'static) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         let received: Arc<Mutex<Vec<Received>>> = Arc::default();
@@ -334,17 +334,17 @@ impl Upstream {
     }
 
     /// Answers every request with what it received, as text.
-    pub fn echo() -> Upstream {
+    pub(crate) fn echo() -> Upstream {
         Upstream::start(|received| Doing::Answer(answer(&describe(received))))
     }
 
-    pub fn received(&self) -> Vec<Received> {
+    pub(crate) fn received(&self) -> Vec<Received> {
         self.received.lock().expect("what was received").clone()
     }
 }
 
 /// Line, fields in order and body, one a line.
-pub fn describe(received: &Received) -> String {
+pub(crate) fn describe(received: &Received) -> String {
     let mut text = format!("{}\n", received.line);
     for (name, value) in &received.fields {
         text.push_str(&format!("{name}: {value}\n"));
@@ -353,7 +353,7 @@ pub fn describe(received: &Received) -> String {
 }
 
 /// A complete response with a length.
-pub fn answer(body: &str) -> Vec<u8> {
+pub(crate) fn answer(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
@@ -405,7 +405,7 @@ fn converse(connection: usize, mut stream: TcpStream, script: &Script, log: &Mut
 /// A guest: `callbacks` in WebAssembly text, in which `@name` stands for the address and the length of a piece of `data`.
 ///
 /// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`.
-pub fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
+pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
     let mut segments = String::new();
     let mut at = 1024;
     let mut places = BTreeMap::new();
@@ -443,7 +443,7 @@ pub fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
 }
 
 /// A guest that refuses every request with 403.
-pub fn denying_guest() -> Vec<u8> {
+pub(crate) fn denying_guest() -> Vec<u8> {
     guest(
         &[("details", b"portcullis.guest.denied"), ("body", b"denied")],
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -453,7 +453,7 @@ pub fn denying_guest() -> Vec<u8> {
 }
 
 /// A guest that counts, in the metric `logged_total`, how often it was told of a request's end.
-pub fn counting_guest() -> Vec<u8> {
+pub(crate) fn counting_guest() -> Vec<u8> {
     guest(
         &[("name", b"logged_total")],
         r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32)

@@ -199,7 +199,9 @@ fn routes_answer_rewrite_and_miss() {
     assert_eq!(proxy.get("/api/orders?x=1").status, 200);
     let received = &upstream.received()[0];
     assert_eq!((received.path(), received.field("host")), ("/v1/orders?x=1", Some("inside")));
-    assert_eq!(proxy.get("/elsewhere").status, 404);
+    let mut client = Client::connect(proxy.address());
+    assert_eq!(client.exchange("GET /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n").status, 404);
+    assert_eq!(client.exchange("GET /tea HTTP/1.1\r\nHost: a\r\n\r\n").status, 418, "on the same connection");
     let post = Client::connect(proxy.address()).exchange("POST /api HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(post.status, 404);
 }
