@@ -64,6 +64,11 @@ pub struct Ended {
 impl Process {
     /// Starts `command` with its output captured.
     pub fn start(name: &str, command: &mut Command) -> Result<Process, String> {
+        Process::start_keeping(name, command, |_| true)
+    }
+
+    /// The same, keeping only some lines of the output.
+    pub fn start_keeping(name: &str, command: &mut Command, keep: fn(&str) -> bool) -> Result<Process, String> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -73,10 +78,10 @@ impl Process {
         let output = Arc::new(Output::default());
         let mut readers = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            readers.push(read_lines(stdout, &output));
+            readers.push(read_lines(stdout, &output, keep));
         }
         if let Some(stderr) = child.stderr.take() {
-            readers.push(read_lines(stderr, &output));
+            readers.push(read_lines(stderr, &output, keep));
         }
         let child = Arc::new(Mutex::new(child));
         running().push(Arc::clone(&child));
@@ -187,14 +192,17 @@ impl Drop for Process {
     }
 }
 
-fn read_lines(pipe: impl Read + Send + 'static, output: &Arc<Output>) -> JoinHandle<()> {
+fn read_lines(pipe: impl Read + Send + 'static, output: &Arc<Output>, keep: fn(&str) -> bool) -> JoinHandle<()> {
     output.lock().open += 1;
     let output = Arc::clone(output);
     std::thread::spawn(move || {
         let mut lines = BufReader::new(pipe);
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-            output.add(String::from_utf8_lossy(&line).trim_end().to_owned());
+            let text = String::from_utf8_lossy(&line);
+            if keep(&text) {
+                output.add(text.trim_end().to_owned());
+            }
             line.clear();
         }
         output.close();

@@ -53,7 +53,7 @@ impl Server {
         let mut command = Command::new(envoy);
         command.arg("-c").arg(&bootstrap).arg("--admin-address-path").arg(&admin_file);
         command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
-        let process = Process::start("envoy", &mut command)?;
+        let process = Process::start_keeping("envoy", &mut command, |line| !lists_extensions(line))?;
         process.wait_for(|line| line.contains("starting main dispatch loop").then_some(()))?;
         let admin = std::fs::read_to_string(&admin_file)
             .map_err(|error| format!("envoy wrote no admin address: {error}\n{}", process.log()))?;
@@ -143,6 +143,11 @@ impl Server {
             None => Err(format!("envoy has no listener:\n{text}\n{}", self.log())),
         }
     }
+}
+
+/// At its start Envoy lists every extension that it has, on sixty long lines.
+fn lists_extensions(line: &str) -> bool {
+    line.contains("[info][main] [source/server/server.cc:4")
 }
 
 /// The address in a line that says `what` listens.

@@ -321,7 +321,7 @@ pub fn describe(observed: &Observed) -> String {
         }
         None => text.push_str("response: none, the connection was closed\n"),
     }
-    if let Some(details) = &observed.details {
+    if let Some(details) = observed.details.as_ref().filter(|details| !details.is_empty()) {
         let _ = writeln!(text, "details: {details}");
     }
     if observed.upstream.is_empty() {

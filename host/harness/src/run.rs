@@ -301,7 +301,7 @@ pub fn find_module(scenario: &Scenario) -> Result<PathBuf, String> {
     target.into_iter().chain(above).find(|module| module.is_file()).ok_or_else(|| {
         format!(
             "{}: the filter `{}` is not built: there is no `target/{name}`\n  \
-             hint: run `cargo xtask build-filters`, or name the module with `--wasm` or with `wasm:` in the scenario",
+             hint: run `cargo xtask build-filters`, or name the module with `--filter` or with `wasm:` in the scenario",
             scenario.file.display(),
             scenario.filter
         )

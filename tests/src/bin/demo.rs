@@ -7,6 +7,7 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -28,6 +29,9 @@ Usage: cargo xtask demo [--keep]
   --keep   Leave everything running until Ctrl-C, to try it with curl
   --help   This text
 ";
+
+/// Whether everything was shown and a signal is all that is waited for.
+static SHOWN: AtomicBool = AtomicBool::new(false);
 
 const ISSUER: &str = "https://login.shop.example";
 const AUDIENCE: &str = "orders-api";
@@ -73,7 +77,8 @@ fn end_on_signal() -> anyhow::Result<()> {
         });
         process::kill_all();
         println!("\nEverything has ended.");
-        std::process::exit(0);
+        // With `--keep` a signal is how it ends; before that it is an interruption.
+        std::process::exit(if SHOWN.load(Ordering::Relaxed) { 0 } else { 130 });
     });
     Ok(())
 }
@@ -134,6 +139,7 @@ fn demo(keep: bool) -> anyhow::Result<()> {
     println!("  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/orders/1001   # through Envoy", envoy.address());
     println!("  curl -s http://{}/metrics | grep jwt_auth", host.admin());
     println!("\nEverything keeps running. Ctrl-C ends it.");
+    SHOWN.store(true, Ordering::Relaxed);
     loop {
         std::thread::park();
     }

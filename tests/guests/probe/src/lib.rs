@@ -6,6 +6,7 @@
 //! * `loop`: never returns (Envoy has no bound on time, so only for hosts that do)
 //! * `memory`: allocates without end
 //! * `deny`: an ordinary local response, 418, which is counted
+//! * `reset`: closes the stream without an answer
 //! * `ask`: asks the upstream `keys` and holds the request; 200 lets it pass, anything else is answered with 503
 //! * `read-body`: holds the request until its body is there; one that says `evil` is answered with 403
 
@@ -97,6 +98,10 @@ impl HttpContext for Probe {
                     Ok(_) => Action::Pause,
                     Err(_) => Action::Continue,
                 }
+            }
+            b"reset" => {
+                self.reset_http_request();
+                Action::Pause
             }
             b"read-body" if !end_of_stream => Action::Pause,
             b"deny" => {
