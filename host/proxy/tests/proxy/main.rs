@@ -3,6 +3,7 @@
 
 mod filters;
 mod lifecycle;
+mod operators;
 mod requests;
 mod secure;
 mod support;

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use portcullis_config::Policy;
-use portcullis_proxy::{Handle, Options, Server, StartError};
+use portcullis_proxy::{Handle, OperatorHost, Options, Server, StartError};
 
 /// How long a test waits for what must happen. Reached only when it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -83,8 +83,19 @@ impl Proxy {
     }
 
     pub(crate) fn start_with(policy: Policy, drain_time: Option<Duration>) -> Result<Proxy, StartError> {
+        Proxy::start_as(policy, Options { drain_time, ..Options::default() })
+    }
+
+    pub(crate) fn start_with_operators(
+        policy: Policy,
+        operators: Option<Arc<dyn OperatorHost>>,
+    ) -> Result<Proxy, StartError> {
+        Proxy::start_as(policy, Options { operators, ..Options::default() })
+    }
+
+    fn start_as(policy: Policy, mut options: Options) -> Result<Proxy, StartError> {
         let access_log = AccessLogLines::default();
-        let options = Options { access_log: Some(Box::new(access_log.clone())), drain_time, operators: None };
+        options.access_log = Some(Box::new(access_log.clone()));
         let server = Server::prepare(policy, options)?;
         let handle = server.handle();
         let (ready, is_ready) = channel();
