@@ -5,6 +5,7 @@
 ;; * `x-ask` present: asks the upstream `keys`, holding the request; 200 lets it pass, anything else is a 503
 ;; * `x-wait` present: holds the request until the next tick, which comes every 300 ms
 ;; * `x-hold` present: holds it and never lets go
+;; * `x-lint` present: reads a request field while the response passes, which no guest should
 ;; * otherwise: adds `x-seen: 1` and passes
 (module
   (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
@@ -21,10 +22,12 @@
   (global $next (mut i32) (i32.const 4096))
   (global $asking (mut i32) (i32.const 0))
   (global $waiting (mut i32) (i32.const 0))
+  (global $careless (mut i32) (i32.const 0))
   (data (i32.const 0) "x-deny")
   (data (i32.const 16) "x-ask")
   (data (i32.const 32) "x-wait")
   (data (i32.const 48) "x-hold")
+  (data (i32.const 192) "x-lint")
   (data (i32.const 64) "x-seen")
   (data (i32.const 80) "1")
   (data (i32.const 96) "denied")
@@ -70,7 +73,11 @@
       (then (global.set $waiting (local.get $id)) (return (i32.const 1))))
     (if (call $has (i32.const 48) (i32.const 6))
       (then (return (i32.const 1))))
+    (global.set $careless (call $has (i32.const 192) (i32.const 6)))
     (drop (call $add (i32.const 0) (i32.const 64) (i32.const 6) (i32.const 80) (i32.const 1)))
+    (i32.const 0))
+  (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+    (if (global.get $careless) (then (drop (call $has (i32.const 0) (i32.const 6)))))
     (i32.const 0))
   (func $let_go (param $id i32)
     (drop (call $become (local.get $id)))

@@ -147,6 +147,31 @@ fn a_head_request_gets_no_body() {
     assert!(seen.response.unwrap().body.is_empty());
 }
 
+#[test]
+fn what_works_here_and_fails_in_envoy_is_noted_once() {
+    let mut harness = harness();
+    for _ in 0..2 {
+        assert_eq!(harness.get("/").field("x-lint", "1").send().status(), Some(200));
+    }
+    let lints = harness.lints();
+    let [lint] = lints.as_slice() else { panic!("{lints:?}") };
+    assert!(lint.starts_with("proxy_get_header_map_value in proxy_on_response_headers: "), "{lint}");
+}
+
+#[test]
+fn a_report_ends_with_the_warnings() {
+    let folder = Folder::new();
+    folder.scenario(
+        "a.yaml",
+        "name: a\nrequest: { path: /, fields: [[x-lint, '1']] }\nexpect: { response: { status: 200 } }\n",
+    );
+    let report = folder.run(None);
+    assert!(report.is_success(), "{report}");
+    let filter = &report.outcomes[0].filter;
+    let warning = format!("warning: {filter}: proxy_get_header_map_value in proxy_on_response_headers: ");
+    assert!(report.to_string().contains(&warning), "{report}");
+}
+
 /// Scenario files beside a built module, as a filter author has them.
 struct Folder(tempfile::TempDir);
 
