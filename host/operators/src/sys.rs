@@ -73,7 +73,7 @@ pub(crate) fn restrict_mounts(path: &std::ffi::CStr) -> io::Result<()> {
             path.as_ptr(),
             RECURSIVE,
             attributes.as_ptr(),
-            std::mem::size_of_val(&attributes),
+            size_of_val(&attributes),
         )
     };
     check(result).map(|_| ())
