@@ -47,8 +47,7 @@ e2e-envoy:
 
 # run a policy in the standalone host, as in `just run docs/examples/demo/portcullis.yaml`
 run CONFIG:
-    cargo xtask build-filters
-    cargo build --workspace --bins
+    cargo xtask test --only filters --only build
     "${CARGO_TARGET_DIR:-target}/debug/portcullis" serve {{ quote(CONFIG) }}
 
 # one benchmark: `policy` (the decision, natively) or `abi` (the same as a guest)

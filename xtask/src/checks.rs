@@ -257,7 +257,9 @@ fn summary(reports: &[Report], tally: &Tally) -> String {
     if tally.ignored > 0 {
         text.push_str(&format!("  {} ignored\n", tally.ignored));
     }
-    text.push_str(&format!("{} passed, {} failed\n", tally.passed, tally.failed));
+    if reports.iter().any(|report| report.step == Step::Test) {
+        text.push_str(&format!("{} passed, {} failed\n", tally.passed, tally.failed));
+    }
     text
 }
 
