@@ -5,6 +5,7 @@
 //! ([`policy`]), running hosts ([`server`]) and the runner for scenarios over sockets ([`runner`]).
 
 pub mod client;
+pub mod connection;
 pub mod places;
 pub mod policy;
 pub mod process;
