@@ -66,7 +66,7 @@ pub(crate) fn inbound(head: &http::request::Parts, arrival: &Arrival<'_>) -> Res
 
     let scheme = if arrival.tls { "https" } else { "http" };
     let mut fields = FieldMap::with_capacity(head.headers.len() + 8, 512);
-    fields.push(b":authority", &without_final_dot(authority));
+    fields.push(b":authority", &authority);
     fields.push(b":path", target.as_bytes());
     fields.push(b":method", head.method.as_str().as_bytes());
     fields.push(b":scheme", scheme.as_bytes());
@@ -165,8 +165,10 @@ impl Connection {
     }
 }
 
-/// The request's authority: of an absolute-form target, else `host` (RFC 9112, section 3.2.2; RFC 9113, section 8.3.1).
-fn authority(head: &http::request::Parts) -> Option<&[u8]> {
+/// The request's authority: of an absolute-form target, else `host` (RFC 9112, section 3.2.2; RFC 9113, section 8.3.1), in
+/// the one spelling that routes, filters and upstreams see. `None` where there is none, or more than one, or none that
+/// all servers read alike; also for HTTP/1.0, whose requests may lack one, since there is no route without a host.
+fn authority(head: &http::request::Parts) -> Option<std::borrow::Cow<'_, [u8]>> {
     let host = head.headers.get(http::header::HOST).map(HeaderValue::as_bytes);
     if head.headers.get_all(http::header::HOST).iter().count() > 1 {
         return None;
@@ -177,24 +179,9 @@ fn authority(head: &http::request::Parts) -> Option<&[u8]> {
             authority.as_str().as_bytes().eq_ignore_ascii_case(host).then_some(host)?
         }
         (Some(authority), _) => authority.as_str().as_bytes(),
-        (None, Some(host)) => host,
-        (None, None) => return if head.version == Version::HTTP_10 { Some(b"") } else { None },
+        (None, host) => host?,
     };
-    let valid = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
-    (!authority.is_empty() && authority.iter().all(valid)).then_some(authority)
-}
-
-/// The authority without the dot that may end a fully qualified name: one spelling of a host for filters and upstreams.
-fn without_final_dot(authority: &[u8]) -> std::borrow::Cow<'_, [u8]> {
-    let host_len = match authority.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if authority.get(colon + 1..).is_some_and(|port| port.iter().all(u8::is_ascii_digit)) => colon,
-        _ => authority.len(),
-    };
-    let (host, port) = authority.split_at(host_len);
-    match host.strip_suffix(b".") {
-        Some(host) => [host, port].concat().into(),
-        None => authority.into(),
-    }
+    portcullis_config::normal_authority(authority)
 }
 
 fn target(uri: &Uri) -> Option<Target> {
@@ -519,15 +506,18 @@ mod tests {
     }
 
     #[test]
-    fn the_authority_loses_its_final_dot_and_nothing_else() {
-        let check = |authority: &str, expected: &str| {
-            assert_eq!(without_final_dot(authority.as_bytes()).as_ref(), expected.as_bytes());
+    fn the_authority_is_one_host_in_one_spelling() {
+        let check = |host: &str, expected: Option<&str>| {
+            let inbound = inbound(&head(Version::HTTP_11, "/", &[("host", host)]), &arrival(&[]));
+            let found = inbound.ok().and_then(|inbound| inbound.fields.get(b":authority").map(<[u8]>::to_vec));
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{host}");
         };
-        check("a.example.", "a.example");
-        check("a.example.:8080", "a.example:8080");
-        check("a.example:8080", "a.example:8080");
-        check("[::1]:80", "[::1]:80");
-        check("a.:x", "a.:x");
+        check("a.example.", Some("a.example"));
+        check("a.example.:8080", Some("a.example:8080"));
+        check("[::1]:80", Some("[::1]:80"));
+        for host in ["", "a.example,b.example", "a%2eexample", "user@a.example", "a..example", "a.example:x"] {
+            check(host, None);
+        }
     }
 
     #[test]
