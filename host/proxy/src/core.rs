@@ -53,8 +53,10 @@ impl Core {
         number: usize,
     ) -> Result<Rc<Core>, CoreError> {
         let policy = &plan.policy;
+        let start_log = StartLog::default();
         let embedder = HostEmbedder {
             plan: Arc::clone(plan),
+            start_log: start_log.clone(),
             lines: policy
                 .filters
                 .iter()
@@ -67,6 +69,7 @@ impl Core {
         };
         let worker = Worker::start(Arc::clone(&plan.shared), plan.plugins.clone(), Box::new(embedder))
             .map_err(|error| CoreError(error.to_string()))?;
+        start_log.end(number == 0);
         let upstreams = policy
             .upstreams
             .iter()
@@ -298,8 +301,40 @@ async fn keep_time(core: Rc<Core>) {
     }
 }
 
+/// What filters say while they start. If one refuses, the error holds its lines; if all start, one worker's lines are
+/// logged and not every worker's, which say the same.
+#[derive(Clone)]
+struct StartLog(Rc<RefCell<Option<Vec<(LogLevel, String, String)>>>>);
+
+impl Default for StartLog {
+    fn default() -> StartLog {
+        StartLog(Rc::new(RefCell::new(Some(Vec::new()))))
+    }
+}
+
+impl StartLog {
+    /// Whether the line was taken; afterwards lines are logged as they come.
+    fn take(&self, record: &LogRecord<'_>) -> bool {
+        match &mut *self.0.borrow_mut() {
+            Some(lines) => {
+                lines.push((record.level, record.plugin.to_owned(), record.message.to_owned()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn end(&self, say: bool) {
+        let lines = self.0.borrow_mut().take().unwrap_or_default();
+        for (level, filter, message) in lines.iter().filter(|_| say) {
+            log_line(*level, filter, message);
+        }
+    }
+}
+
 struct HostEmbedder {
     plan: Arc<Plan>,
+    start_log: StartLog,
     lines: HashMap<String, Arc<Counter>>,
 }
 
@@ -308,15 +343,8 @@ impl Embedder for HostEmbedder {
         if let Some(lines) = self.lines.get(record.plugin) {
             lines.increment();
         }
-        // A filter's text may hold what a client sent: it must not look like another line.
-        let message = one_line(record.message);
-        let filter = record.plugin;
-        match record.level {
-            LogLevel::Trace => tracing::trace!(target: "portcullis::filter", filter, "{message}"),
-            LogLevel::Debug => tracing::debug!(target: "portcullis::filter", filter, "{message}"),
-            LogLevel::Info => tracing::info!(target: "portcullis::filter", filter, "{message}"),
-            LogLevel::Warn => tracing::warn!(target: "portcullis::filter", filter, "{message}"),
-            LogLevel::Error | LogLevel::Critical => tracing::error!(target: "portcullis::filter", filter, "{message}"),
+        if !self.start_log.take(record) {
+            log_line(record.level, record.plugin, record.message);
         }
     }
 
@@ -351,6 +379,18 @@ impl Embedder for HostEmbedder {
     }
 }
 
+fn log_line(level: LogLevel, filter: &str, message: &str) {
+    // A filter's text may hold what a client sent: it must not look like another line.
+    let message = one_line(message);
+    match level {
+        LogLevel::Trace => tracing::trace!(target: "portcullis::filter", filter, "{message}"),
+        LogLevel::Debug => tracing::debug!(target: "portcullis::filter", filter, "{message}"),
+        LogLevel::Info => tracing::info!(target: "portcullis::filter", filter, "{message}"),
+        LogLevel::Warn => tracing::warn!(target: "portcullis::filter", filter, "{message}"),
+        LogLevel::Error | LogLevel::Critical => tracing::error!(target: "portcullis::filter", filter, "{message}"),
+    }
+}
+
 fn one_line(text: &str) -> std::borrow::Cow<'_, str> {
     if !text.contains(|c: char| c.is_control()) {
         return text.into();
@@ -364,4 +404,15 @@ fn one_line(text: &str) -> std::borrow::Cow<'_, str> {
 
 pub(crate) fn unix_nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filters_text_stays_on_its_line() {
+        assert_eq!(one_line("plain \u{e9}"), "plain \u{e9}");
+        assert_eq!(one_line("a\r\nERROR forged\u{1b}[0m"), "a\\r\\nERROR forged\\u{1b}[0m");
+    }
 }

@@ -6,7 +6,7 @@
 //! the colon. hyper accepts some of these (it drops a `content-length` that follows `transfer-encoding`, takes bare LF
 //! as a line's end and repeated equal lengths as one); after this module it never meets them.
 //!
-//! Plain data in and out; the socket is in [`crate::gate`].
+//! Plain data in and out; the socket is in `gate`.
 
 use memchr::memchr;
 

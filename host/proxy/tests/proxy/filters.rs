@@ -240,3 +240,43 @@ fn every_request_ends_once_in_its_filters_however_it_ends() {
     proxy.wait_for_metric("portcullis_requests_active", 0.0);
     assert_eq!(proxy.metric("logged_total"), 5.0);
 }
+
+#[test]
+fn ticks_come_without_requests() {
+    let upstream = Upstream::echo();
+    let wasm = guest(
+        &[("name", b"ticks")],
+        r#"(global $ticks (mut i32) (i32.const 0))
+        (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+            (drop (call $define_metric (i32.const 0) @name (i32.const 16)))
+            (drop (call $tick_every (i32.const 1)))
+            (i32.const 1))
+        (func (export "proxy_on_tick") (param i32)
+            ;; After three of them the timer is taken off.
+            (global.set $ticks (i32.add (global.get $ticks) (i32.const 1)))
+            (drop (call $increment (i32.load (i32.const 16)) (i64.const 1)))
+            (if (i32.eq (global.get $ticks) (i32.const 3)) (then (drop (call $tick_every (i32.const 0))))))"#,
+    );
+    let proxy = start(&upstream, &wasm);
+    proxy.wait_for_metric("ticks", 3.0);
+}
+
+#[test]
+fn a_queue_tells_the_worker_that_registered_it() {
+    let upstream = Upstream::echo();
+    let wasm = guest(
+        &[("name", b"told"), ("queue", b"queue"), ("item", b"item")],
+        r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+            (drop (call $define_metric (i32.const 0) @name (i32.const 16)))
+            (drop (call $register_queue @queue (i32.const 20)))
+            (i32.const 1))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $enqueue (i32.load (i32.const 20)) @item))
+            (i32.const 0))
+        (func (export "proxy_on_queue_ready") (param i32 i32)
+            (drop (call $increment (i32.load (i32.const 16)) (i64.const 1))))"#,
+    );
+    let proxy = start(&upstream, &wasm);
+    assert_eq!(proxy.get("/").status, 200);
+    proxy.wait_for_metric("told", 1.0);
+}

@@ -415,7 +415,8 @@ fn converse(connection: usize, mut stream: TcpStream, script: &Script, log: &Mut
 
 /// A guest: `callbacks` in WebAssembly text, in which `@name` stands for the address and the length of a piece of `data`.
 ///
-/// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`.
+/// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`, `$context`,
+/// `$tick_every`, `$register_queue`, `$enqueue`.
 pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
     let mut segments = String::new();
     let mut at = 1024;
@@ -441,6 +442,9 @@ pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
         (import "env" "proxy_http_call"
             (func $http_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
         (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+        (import "env" "proxy_set_tick_period_milliseconds" (func $tick_every (param i32) (result i32)))
+        (import "env" "proxy_register_shared_queue" (func $register_queue (param i32 i32 i32) (result i32)))
+        (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
         (import "env" "proxy_set_effective_context" (func $context (param i32) (result i32)))
         (memory (export "memory") 4)
         (func (export "proxy_abi_version_0_2_1"))
