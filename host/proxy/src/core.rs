@@ -304,7 +304,10 @@ async fn keep_time(core: Rc<Core>) {
 /// What filters say while they start. If one refuses, the error holds its lines; if all start, one worker's lines are
 /// logged and not every worker's, which say the same.
 #[derive(Clone)]
-struct StartLog(Rc<RefCell<Option<Vec<(LogLevel, String, String)>>>>);
+struct StartLog(Rc<RefCell<Option<Vec<StartLine>>>>);
+
+/// Level, filter, text.
+type StartLine = (LogLevel, String, String);
 
 impl Default for StartLog {
     fn default() -> StartLog {
