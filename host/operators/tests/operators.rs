@@ -116,7 +116,8 @@ async fn what_an_operator_cannot_load_is_explained() {
         ),
         ("handler", "export default { handle() {} };", "needs `export default { async fetch(request, env, ctx)"),
         ("deep", "DEEP", "its nesting is too deep"),
-        ("sum", "SUM", "the process ended while its modules were loaded"),
+        // Where it ends depends on the size of the parsers' stack frames: in the bundler, or behind it in V8.
+        ("sum", "SUM", "its nesting is too deep|the process ended while its modules were loaded"),
         ("wait", "await new Promise(() => {});\nexport default { fetch() {} };", "did not run to their end within"),
     ];
     for (name, code, expected) in cases {
@@ -130,7 +131,8 @@ async fn what_an_operator_cannot_load_is_explained() {
         });
         let errors = host.operators.apply(vec![operator]).await.unwrap_err();
         let text = errors[0].to_string();
-        assert!(text.contains(expected) || (name == "syntax" && text.contains("main.ts:2:")), "{name}: {text}");
+        let explained = expected.split('|').any(|expected| text.contains(expected));
+        assert!(explained || (name == "syntax" && text.contains("main.ts:2:")), "{name}: {text}");
         assert!(matches!(errors[0], ApplyError::Bundle { .. } | ApplyError::Load { .. }));
     }
     assert_eq!(host.operators.names(), Vec::<String>::new());
