@@ -122,6 +122,43 @@ fn maps_and_bodies_from_guests_are_bounded() {
     assert_eq!(host.world.said(), "o", "the 21st line is refused");
 }
 
+/// How often `call`, which answers a status, succeeds before it answers InternalFailure (10).
+fn successes(call: &str, limit: impl FnOnce(&mut Plugin)) -> usize {
+    let mut plugin = on_request(&format!(
+        r#"(local $status i32)
+           (block (loop
+             (br_if 1 (local.tee $status {call}))
+             (call $say (i32.const 111))
+             (br 0)))
+           (call $say (i32.add (i32.const 48) (i32.eq (local.get $status) (i32.const 10))))"#
+    ));
+    limit(&mut plugin);
+    let mut host = Host::new(vec![plugin]);
+    host.get();
+    let said = host.world.said();
+    assert!(said.ends_with('1'), "{said}: another status than InternalFailure");
+    said.len() - 1
+}
+
+#[test]
+fn bodies_and_callouts_of_guests_are_bounded() {
+    let respond = "(call $respond (i32.const 403) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 100)
+        (i32.const 0) (i32.const 0) (i32.const -1))";
+    assert_eq!(successes(respond, |plugin| plugin.limits.buffer_bytes_max = 99), 0, "the body of an answer");
+    let call = "(call $http_call (i32.const 16) (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 100)
+        (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 200))";
+    assert_eq!(successes(call, |plugin| plugin.limits.call_bytes_max = 99), 0, "the body of a callout");
+}
+
+#[test]
+fn a_module_that_is_too_large_is_refused() {
+    let mut limits = portcullis_abi::ModuleLimits::default();
+    limits.module_bytes_max = 7;
+    let error = portcullis_abi::Module::from_bytes(crate::support::engine(), b"\0asm\x01\0\0\0", &limits);
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("the module has 8 bytes, more than the 7 allowed"), "{error}");
+}
+
 #[test]
 fn log_floods_are_cut_off_and_counted() {
     let mut chatty = on_request(

@@ -183,6 +183,20 @@ fn an_answered_callout_resumes_or_denies_the_request() {
 }
 
 #[test]
+fn callouts_under_way_are_bounded() {
+    let mut limited = plugin(ASKS_AUTH);
+    limited.limits.calls_max = 1;
+    let mut host = Host::new(vec![limited]);
+    for _ in 0..2 {
+        let id = host.open(&[0]);
+        host.worker.request_headers(id, request(), true);
+    }
+    call_id(&mut host);
+    assert_eq!(host.seen(), [""; 0], "the second was not made");
+    assert_eq!(host.world.said(), "!", "and its guest knows");
+}
+
+#[test]
 fn a_finished_stream_cancels_its_callouts() {
     let mut host = Host::new(vec![plugin(ASKS_AUTH)]);
     let id = host.open(&[0]);
