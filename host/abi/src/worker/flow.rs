@@ -269,13 +269,11 @@ impl Worker {
         };
         let lane = stream.stages[stage].lane_mut(direction);
         let (headers_passed, trailers) = (lane.headers_passed, std::mem::take(&mut lane.trailers_held));
+        // While the headers wait here too, what has arrived is all there is of the body.
+        let whole = lane.end_seen && !headers_passed;
         let end = lane.end_seen && !trailers;
         if edited && *stream.sent(direction) == Sent::Nothing {
-            repair_content_length(
-                stream,
-                direction,
-                (!headers_passed && lane_end(stream, direction, stage)).then_some(body.len()),
-            );
+            repair_content_length(stream, direction, whole.then_some(body.len()));
         }
         let next = stream.next(direction, stage);
         let nothing_follows = end && body.is_empty();
@@ -416,11 +414,6 @@ impl Worker {
             Direction::Response => Action::Response(id, part),
         });
     }
-}
-
-/// Whether the whole message has arrived at a stage.
-fn lane_end(stream: &Stream, direction: Direction, stage: usize) -> bool {
-    stream.stages[stage].lane(direction).end_seen
 }
 
 /// After a guest has changed a body whose headers are still here: says its new length where it is known, and otherwise
