@@ -26,24 +26,24 @@ imports NAME:
 
 # tests alone; arguments go to `cargo test`, as in `just test --package portcullis-abi`
 test *ARGS:
-    cargo xtask test --only test -- {{ if ARGS == "" { "--workspace" } else { ARGS } }}
+    cargo xtask test --only test -- {{ ARGS }}
 
 # one filter: its unit tests, and its scenarios in every host
 test-filter NAME:
     cargo xtask test --only test -- --package portcullis-{{ NAME }}
-    cargo xtask test --only test -- --workspace --test scenarios ::{{ NAME }}::
+    cargo xtask test --only test -- --test scenarios ::{{ NAME }}::
 
 # every scenario on the simulated host
 e2e-harness:
-    cargo xtask test --only test -- --workspace --test scenarios harness::
+    cargo xtask test --only test -- --test scenarios harness::
 
 # every scenario on the standalone host, over sockets
 e2e-host:
-    cargo xtask test --only test -- --workspace --test scenarios host::
+    cargo xtask test --only test -- --test scenarios host::
 
 # every scenario in the real Envoy
 e2e-envoy:
-    cargo xtask test --only test -- --workspace --test scenarios envoy::
+    cargo xtask test --only test -- --test scenarios envoy::
 
 # run a policy in the standalone host, as in `just run docs/examples/demo/portcullis.yaml`
 run CONFIG:
@@ -57,7 +57,7 @@ bench NAME:
 
 # renew what is made from the code: reference pages, schemas, Envoy examples
 docs:
-    UPDATE=1 UPDATE_SCHEMA=1 cargo test --workspace --test reference --test envoy_accepts --test configuration
+    UPDATE=1 UPDATE_SCHEMA=1 cargo test --test reference --test envoy_accepts --test configuration
 
 # format everything
 fmt:

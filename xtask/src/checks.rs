@@ -62,7 +62,7 @@ pub(crate) struct Plan {
     pub(crate) only: Vec<Step>,
     /// Stop at the first step that fails.
     pub(crate) fail_fast: bool,
-    /// Arguments for `cargo test` in place of `--workspace`.
+    /// Arguments for `cargo test`; none means everything.
     pub(crate) test_arguments: Vec<String>,
 }
 
@@ -171,7 +171,7 @@ impl Checks<'_> {
                 Ok(())
             }
             Step::Fmt => self.cargo("fmt", &["fmt", "--all", "--check"]),
-            Step::Clippy => self.cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+            Step::Clippy => self.cargo("clippy", &["clippy", "--all-targets", "--", "-D", "warnings"]),
             Step::ClippyWasm => self.clippy_wasm(),
             Step::Doc => self.doc(),
             Step::Filters => filters::build(self.workspace, self.wasm_std()?, &[], self.progress),
@@ -205,7 +205,7 @@ impl Checks<'_> {
     fn doc(&self) -> anyhow::Result<()> {
         self.progress.step("doc");
         let mut cargo = self.command();
-        cargo.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+        cargo.args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
         Ok(run_shown(&mut cargo)?)
     }
 
@@ -216,11 +216,7 @@ impl Checks<'_> {
         if !self.plan.fail_fast {
             cargo.arg("--no-fail-fast");
         }
-        if self.plan.test_arguments.is_empty() {
-            cargo.arg("--workspace");
-        } else {
-            cargo.args(&self.plan.test_arguments);
-        }
+        cargo.args(&self.plan.test_arguments);
         host::tell_places(&mut cargo, self.workspace, &self.machine);
         let tally = &mut self.tally;
         run_watched(&mut cargo, |line| {

@@ -179,7 +179,7 @@ Options:
                   test         tests, among them those against the standalone host and the real Envoy
   --fail-fast   Stop at the first failure
 
-Arguments after `--` go to `cargo test` in place of `--workspace`, for example
+Arguments after `--` go to `cargo test`, for example
   cargo xtask test --only test -- --package portcullis-abi
 ";
 

@@ -20,15 +20,15 @@ const DEMO: &str = "demo";
 /// A test of xtask's own, without dependencies of note.
 const SMALL_TEST: &str = "dependencies";
 
-/// Builds every binary, in the profile and with the features that `cargo test --workspace` uses.
+/// Builds every binary, in the profile and with the features that `cargo test` uses.
 ///
 /// Cargo compiles a dependency with the features that everything on its command line asks for together, and counts
-/// dev-dependencies only where a test is named. So the whole workspace is named, and one small test: otherwise tokio and
+/// dev-dependencies only where a test is named. So no package is named, which means all, and one small test: otherwise tokio and
 /// all that stands on it would be compiled once for the demo and once more, with other features, for the tests.
 pub(crate) fn build(workspace: &Workspace, progress: Progress) -> Result<(), Failure> {
     progress.step("build the host");
     let mut cargo = process::cargo();
-    cargo.current_dir(&workspace.root).args(["build", "--workspace", "--bins", "--test", SMALL_TEST]);
+    cargo.current_dir(&workspace.root).args(["build", "--bins", "--test", SMALL_TEST]);
     run_shown(&mut cargo)
 }
 
