@@ -24,6 +24,7 @@ mod hostcalls;
 mod pairs;
 mod plugin;
 mod property;
+mod protobuf;
 mod shared;
 mod signature;
 mod stream;

@@ -16,6 +16,7 @@ use spki::der::{Decode, Document};
 use spki::{ObjectIdentifier, SubjectPublicKeyInfoRef};
 
 use crate::abi::Status;
+use crate::protobuf;
 
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -112,56 +113,27 @@ fn one_key(der: &[u8], pem: &[u8], label: &str) -> Result<Option<Vec<u8>>, Statu
 }
 
 /// The length-delimited fields of a protobuf message by number; the last of a number counts, an absent one is empty.
-fn fields<const N: usize>(mut message: &[u8], numbers: [u64; N]) -> Result<[&[u8]; N], Status> {
+fn fields<const N: usize>(message: &[u8], numbers: [u64; N]) -> Result<[&[u8]; N], Status> {
     let mut found = [&[][..]; N];
-    while !message.is_empty() {
-        let key = varint(&mut message).ok_or(Status::BadArgument)?;
-        match key & 7 {
-            0 => drop(varint(&mut message).ok_or(Status::BadArgument)?),
-            2 => {
-                let len = varint(&mut message).and_then(|len| usize::try_from(len).ok()).ok_or(Status::BadArgument)?;
-                let (contents, rest) = message.split_at_checked(len).ok_or(Status::BadArgument)?;
-                message = rest;
-                if let Some(at) = numbers.iter().position(|number| *number == key >> 3) {
-                    found[at] = contents;
-                }
-            }
-            _ => return Err(Status::BadArgument),
+    for field in protobuf::fields(message) {
+        let (number, value) = field.map_err(|_| Status::BadArgument)?;
+        if let Some(at) = numbers.iter().position(|wanted| *wanted == number) {
+            found[at] = value.bytes();
         }
     }
     Ok(found)
-}
-
-fn varint(message: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = message.split_first()?;
-        *message = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 /// `result`, then the signature if the message has one, then the error.
 fn encode(result: bool, signature: Option<&[u8]>, error: &str) -> Vec<u8> {
     let mut out = Vec::new();
     if result {
-        out.extend([0x08, 1]);
+        protobuf::push_number(&mut out, 1, 1);
     }
     let error_number = if signature.is_some() { 3 } else { 2 };
     for (number, contents) in [(2, signature.unwrap_or_default()), (error_number, error.as_bytes())] {
         if !contents.is_empty() {
-            out.push(number << 3 | 2);
-            let mut len = contents.len();
-            while len >= 0x80 {
-                out.push(len as u8 | 0x80);
-                len >>= 7;
-            }
-            out.push(len as u8);
-            out.extend_from_slice(contents);
+            protobuf::push_bytes(&mut out, number, contents);
         }
     }
     out
