@@ -2,8 +2,10 @@
 //!
 //! The library holds what the tests stand on: processes that end with the test ([`process`]), a client that sends what no
 //! well-behaved client would ([`client`]), an upstream that records and follows a script ([`upstream`]), policies
-//! ([`policy`]), running hosts ([`server`]) and the runner for scenarios over sockets ([`runner`]).
+//! ([`policy`]), running hosts ([`server`]), a guest that makes the calls it is told to ([`calls`]) and the runner for
+//! scenarios over sockets ([`runner`]).
 
+pub mod calls;
 pub mod client;
 pub mod connection;
 pub mod places;
