@@ -23,8 +23,14 @@ pub struct Server {
 impl Server {
     /// Starts `portcullis serve` with a policy whose addresses have port 0.
     pub fn portcullis(policy: &Path) -> Result<Server, String> {
+        Server::portcullis_with(policy, |_| {})
+    }
+
+    /// The same, with other arguments or variables.
+    pub fn portcullis_with(policy: &Path, change: impl FnOnce(&mut Command)) -> Result<Server, String> {
         let mut command = Command::new(places::portcullis()?);
         command.arg("serve").arg(policy);
+        change(&mut command);
         let process = Process::start("portcullis serve", &mut command)?;
         let mut listener = None;
         let mut admin = None;

@@ -47,14 +47,20 @@ impl Engine {
     /// # Errors
     /// Where wasmtime cannot generate code for this machine.
     pub fn new(options: &EngineOptions) -> Result<Engine, EngineError> {
-        let mut config = Config::new();
-        config
-            .epoch_interruption(true)
-            .max_wasm_stack(options.stack_bytes_max)
-            .cranelift_opt_level(OptLevel::Speed)
-            .wasm_backtrace_details(WasmBacktraceDetails::Disable)
-            .memory_init_cow(true);
-        let wasmtime = wasmtime::Engine::new(&config).map_err(EngineError)?;
+        Engine::with_config(&settings(options))
+    }
+
+    /// An engine whose code must not be mixed with that of other versions.
+    #[cfg(test)]
+    pub(crate) fn with_version(version: &str) -> Result<Engine, EngineError> {
+        let mut config = settings(&EngineOptions::default());
+        let version = wasmtime::ModuleVersionStrategy::Custom(version.to_owned());
+        config.module_version(version).map_err(EngineError)?;
+        Engine::with_config(&config)
+    }
+
+    fn with_config(config: &Config) -> Result<Engine, EngineError> {
+        let wasmtime = wasmtime::Engine::new(config).map_err(EngineError)?;
         let functions = Arc::new(hostcalls::host_functions(&wasmtime).map_err(EngineError)?);
         Ok(Engine { wasmtime, functions })
     }
@@ -73,6 +79,17 @@ impl Engine {
         });
         Ticker { stop, thread: thread.ok() }
     }
+}
+
+fn settings(options: &EngineOptions) -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(options.stack_bytes_max)
+        .cranelift_opt_level(OptLevel::Speed)
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .memory_init_cow(true);
+    config
 }
 
 /// Keeps callbacks bounded while it lives.
@@ -132,6 +149,19 @@ pub struct ModuleLimits {
 impl Default for ModuleLimits {
     fn default() -> ModuleLimits {
         ModuleLimits { module_bytes_max: 32 * 1024 * 1024 }
+    }
+}
+
+impl ModuleLimits {
+    /// Whether a module may be compiled at all.
+    ///
+    /// # Errors
+    /// The limit that it is above.
+    pub fn check(&self, wasm: &[u8]) -> Result<(), ModuleError> {
+        if wasm.len() > self.module_bytes_max {
+            return Err(ModuleError::TooLarge { bytes: wasm.len(), max: self.module_bytes_max });
+        }
+        Ok(())
     }
 }
 
@@ -209,15 +239,17 @@ impl Module {
     /// # Errors
     /// Says what is missing or does not fit, and what to do about it.
     pub fn from_bytes(engine: &Engine, wasm: &[u8], limits: &ModuleLimits) -> Result<Module, ModuleError> {
-        if wasm.len() > limits.module_bytes_max {
-            return Err(ModuleError::TooLarge { bytes: wasm.len(), max: limits.module_bytes_max });
-        }
+        limits.check(wasm)?;
         let module = wasmtime::Module::from_binary(&engine.wasmtime, wasm).map_err(ModuleError::Invalid)?;
-        let abi = abi_version(&module)?;
-        check_exports(&module)?;
-        check_imports(&module, &engine.functions)?;
-        let instance_pre = engine.functions.linker.instantiate_pre(&module).map_err(ModuleError::ImportType)?;
-        let sha256 = Sha256::digest(wasm).into();
+        Module::checked(engine, &module, Sha256::digest(wasm).into())
+    }
+
+    /// Checks compiled code against the ABI.
+    pub(crate) fn checked(engine: &Engine, module: &wasmtime::Module, sha256: [u8; 32]) -> Result<Module, ModuleError> {
+        let abi = abi_version(module)?;
+        check_exports(module)?;
+        check_imports(module, &engine.functions)?;
+        let instance_pre = engine.functions.linker.instantiate_pre(module).map_err(ModuleError::ImportType)?;
         Ok(Module { inner: Arc::new(ModuleInner { engine: engine.clone(), instance_pre, abi, sha256 }) })
     }
 

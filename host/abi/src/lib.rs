@@ -16,6 +16,7 @@
 //! behaviour is Envoy 1.40's, also where the specification says otherwise.
 
 mod abi;
+mod code;
 mod embedder;
 mod engine;
 mod exchange;
@@ -32,6 +33,7 @@ mod vm;
 mod worker;
 
 pub use abi::{Direction, LogLevel};
+pub use code::{CodeKey, SealedError};
 pub use embedder::{Embedder, Lint, LogRecord};
 pub use engine::{AbiVersion, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, ModuleLimits, Ticker};
 pub use exchange::{Ending, LocalResponse, Protocol, StreamInfo, TlsInfo, UpstreamInfo};

@@ -1,20 +1,24 @@
 //! `portcullis check`: everything that `serve` would check before it listens, and nothing else.
 
 use portcullis_config::Policy;
+use portcullis_proxy::Options;
 
 use crate::failure::Failure;
-use crate::{PolicyFile, print};
+use crate::{PolicyFile, code_cache, print};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) policy: PolicyFile,
+    #[command(flatten)]
+    code_cache: code_cache::CacheArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
     let summary = summary(&policy);
-    portcullis_proxy::check(policy, None)?;
+    let code_cache = arguments.code_cache.open(&policy.code_cache);
+    portcullis_proxy::check(policy, Options { code_cache, ..Options::default() })?;
     print(&summary)
 }
 

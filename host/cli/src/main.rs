@@ -4,6 +4,7 @@
 //! nothing was started.
 
 mod check;
+mod code_cache;
 mod envoy_config;
 mod failure;
 mod logging;

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::failure::Failure;
-use crate::{PolicyFile, logging};
+use crate::{PolicyFile, code_cache, logging};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -23,6 +23,8 @@ pub(crate) struct Arguments {
     /// Seconds that requests under way may take after the first SIGTERM or SIGINT.
     #[arg(long, value_name = "SECONDS", default_value_t = portcullis_proxy::DRAIN_TIME.as_secs())]
     drain_seconds: u64,
+    #[command(flatten)]
+    code_cache: code_cache::CacheArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -36,6 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         access_log: Some(Box::new(io::stdout())),
         drain_time: Some(Duration::from_secs(arguments.drain_seconds)),
         operators: None,
+        code_cache: arguments.code_cache.open(&policy.code_cache),
     };
     let server = Server::prepare(policy, options)?;
     let signal_handle = signals.handle();

@@ -33,6 +33,9 @@ pub struct Config {
     /// What is logged, and how.
     #[serde(default)]
     pub logging: Logging,
+    /// Where compiled filters are kept between starts.
+    #[serde(default)]
+    pub code_cache: CodeCache,
     /// The pool of machines that this one belongs to. An operator with another `placement.pool` is not started
     /// here. Absent: only operators without a pool run here. Example: `acme`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,6 +113,42 @@ pub enum LogLevel {
     Info,
     Warn,
     Error,
+}
+
+/// Compiled filters on disk, so that a start does not compile again what an earlier one has compiled. Only what this
+/// program wrote itself is loaded: entries carry a seal made with a key in the same folder. A folder that is not its
+/// user's alone is not used. Envoy has nothing like it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CodeCache {
+    /// `false`: every start compiles every filter. Default `true`.
+    pub enabled: bool,
+    /// The folder; it is made if it is not there, and nothing else should be in it. The option `--cache-dir` and the
+    /// variable `PORTCULLIS_CACHE_DIR` go before it. Absent: `code` in the folder that systemd made for the service
+    /// (`CacheDirectory=`), or in `portcullis` in the user's own cache folder; if there is none, nothing is kept.
+    /// Example: `/var/cache/portcullis/code`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// Bytes of all compiled filters; those unused the longest go first. Default `512MiB`: compiled code is a few
+    /// times as large as its module, and real modules have up to 4 MiB.
+    pub max_bytes: Size,
+    /// Number of compiled filters. Default `256`: a policy has at most 64, and a few versions of each may be kept.
+    #[schemars(range(min = 1, max = 10000))]
+    pub max_entries: u32,
+    /// How long one that no start has wanted is kept. Default `90d`.
+    pub max_unused: Time,
+}
+
+impl Default for CodeCache {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            directory: None,
+            max_bytes: Size::mib(512),
+            max_entries: 256,
+            max_unused: Time::secs(90 * 86_400),
+        }
+    }
 }
 
 /// An address that clients connect to.

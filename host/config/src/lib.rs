@@ -43,8 +43,8 @@ pub use file::{FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logg
 pub use files::{Files, Folder, InMemory};
 pub use mistake::{Mistake, Mistakes, Position};
 pub use policy::{
-    Authorities, Bytes, Endpoint, FieldPattern, Filter, HostPort, Listener, ListenerLimits, ListenerTls, Network,
-    Operator, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
+    Authorities, Bytes, CodeCache, Endpoint, FieldPattern, Filter, HostPort, Listener, ListenerLimits, ListenerTls,
+    Network, Operator, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
 };
 pub use route::{
     Action, FieldCondition, FieldLines, FieldTest, HostPattern, PathPattern, PathRewrite, Response, Route, Segment,

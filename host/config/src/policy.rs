@@ -39,6 +39,8 @@ pub struct Policy {
     pub trusted_proxies: Vec<Network>,
     /// What is logged.
     pub logging: Logging,
+    /// Where compiled filters are kept.
+    pub code_cache: CodeCache,
     /// This machine's pool.
     pub pool: Option<String>,
     /// Addresses that clients connect to; at least one.
@@ -72,6 +74,21 @@ impl Policy {
     pub fn upstream_named(&self, name: &str) -> Option<usize> {
         self.upstreams.iter().position(|upstream| upstream.name == name)
     }
+}
+
+/// Compiled filters on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CodeCache {
+    /// Whether there is to be one.
+    pub enabled: bool,
+    /// The folder, absolute; `None`: what the environment suggests.
+    pub directory: Option<PathBuf>,
+    /// Bytes of all entries.
+    pub bytes_max: u64,
+    /// Number of entries.
+    pub entries_max: usize,
+    /// How long an unused entry stays.
+    pub unused_max: Duration,
 }
 
 /// An address that clients connect to.

@@ -14,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use portcullis_abi::{
     Action, Call, CallAnswer, CallId, Direction, Embedder, Ending, Engine, EngineOptions, FieldMap, Lint, LogLevel,
-    LogRecord, MetricValue, Module, ModuleLimits, Part, Plugin, Shared, SharedLimits, StreamId, StreamInfo, Ticker,
-    Worker,
+    LogRecord, MetricValue, Module, Part, Plugin, Shared, SharedLimits, StreamId, StreamInfo, Ticker, Worker,
 };
+use portcullis_code::{Cache, CacheSettings, LoadLimits, Loader};
 
 use crate::message::{FieldLines, LogLine, Observed, ObservedRequest, ObservedResponse};
 use crate::scenario::{Callout, CalloutAnswer, RequestPlan, ResponsePlan};
@@ -88,9 +88,14 @@ impl Guest {
     /// Compiles a module that is in memory.
     pub fn from_bytes(name: &str, wasm: &[u8]) -> Result<Guest, HarnessError> {
         let engine = Engine::new(&EngineOptions::default()).map_err(|error| HarnessError::Engine(error.to_string()))?;
-        let module = Module::from_bytes(&engine, wasm, &ModuleLimits::default())
-            .map_err(|error| HarnessError::Module { file: name.to_owned(), problem: error.to_string() })?;
-        Ok(Guest { name: name.to_owned(), module, _ticker: Arc::new(engine.start_ticker()) })
+        let ticker = engine.start_ticker();
+        // Compiling takes seconds, and a test run loads the same module many times.
+        let cache = portcullis_code::default_directory().and_then(|path| Cache::open(CacheSettings::new(path)).ok());
+        let module = Loader::new(engine, cache)
+            .and_then(|loader| loader.load(wasm, &LoadLimits::default()))
+            .map_err(|error| HarnessError::Module { file: name.to_owned(), problem: error.to_string() })?
+            .module;
+        Ok(Guest { name: name.to_owned(), module, _ticker: Arc::new(ticker) })
     }
 
     /// The filter's name.

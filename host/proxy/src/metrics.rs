@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis_abi::{Metric, MetricKind, MetricValue};
+use portcullis_code::Counts;
 
 /// A number that one thread writes and any thread reads. A cache line of its own: workers never share one.
 #[derive(Debug, Default)]
@@ -351,6 +352,17 @@ impl WorkerMetrics {
             }
         }
     }
+}
+
+/// Appends how modules were had: a start that compiles what an earlier one has compiled lacks its code cache.
+pub(crate) fn write_module_metrics(counts: Counts, out: &mut String) {
+    const NAME: &str = "portcullis_modules_loaded_total";
+    let Counts { cached, compiled } = counts;
+    let _ = writeln!(
+        out,
+        "# HELP {NAME} Filters' modules that were compiled, or found compiled.\n# TYPE {NAME} counter\n\
+         {NAME}{{source=\"cache\"}} {cached}\n{NAME}{{source=\"compiler\"}} {compiled}"
+    );
 }
 
 /// Appends what the operating system knows of this process.

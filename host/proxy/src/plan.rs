@@ -6,12 +6,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
-use portcullis_abi::{
-    Capabilities, Engine, FailurePolicy, FieldMap, Limits, Module, ModuleLimits, Plugin, Shared, SharedLimits,
-};
+use portcullis_abi::{Capabilities, FailurePolicy, FieldMap, Limits, Module, Plugin, Shared, SharedLimits};
+use portcullis_code::{LoadLimits, Loader, Source};
 use portcullis_config::{Action, Filter, ListenerTls, Policy, RequestParts, Route, Target};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -62,7 +59,7 @@ impl Plan {
     /// Loads everything that the policy names.
     pub(crate) fn load(
         policy: Policy,
-        engine: &Engine,
+        loader: &Loader,
         operators: Option<Arc<dyn OperatorHost>>,
         before: Option<&Plan>,
     ) -> Result<Plan, PlanError> {
@@ -76,7 +73,7 @@ impl Plan {
         }
         let mut plugins = Vec::with_capacity(policy.filters.len());
         for filter in &policy.filters {
-            plugins.push(Arc::new(plugin(filter, &policy, engine, before)?));
+            plugins.push(Arc::new(plugin(filter, &policy, loader, before)?));
         }
         let listener_tls = policy
             .listeners
@@ -137,7 +134,7 @@ impl Plan {
     }
 }
 
-fn plugin(filter: &Filter, policy: &Policy, engine: &Engine, before: Option<&Plan>) -> Result<Plugin, PlanError> {
+fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Plan>) -> Result<Plugin, PlanError> {
     let place = || format!("filter `{}` ({})", filter.name, filter.module_path.display());
     if filter.settable_fields.is_some() {
         return Err(error(
@@ -151,7 +148,7 @@ fn plugin(filter: &Filter, policy: &Policy, engine: &Engine, before: Option<&Pla
     });
     let module = match known {
         Some(module) => module,
-        None => compile(filter, engine).map_err(|problem| error(place(), problem))?,
+        None => load(filter, loader).map_err(|problem| error(place(), problem))?,
     };
     let limits = &filter.limits;
     let mut plugin = Plugin::new(&filter.name, module);
@@ -235,27 +232,17 @@ fn environment(filter: &Filter) -> Vec<(String, String)> {
     filter.environment_set.iter().cloned().chain(passed).collect()
 }
 
-/// Compiles a module, in a thread of its own so that the time can be bounded.
-fn compile(filter: &Filter, engine: &Engine) -> Result<Module, String> {
-    let limit: Duration = filter.limits.compile_time.0;
-    let mut bounds = ModuleLimits::default();
-    bounds.module_bytes_max = filter.limits.module_bytes.as_usize();
-    let (sender, receiver) = channel();
-    let (engine, wasm) = (engine.clone(), filter.module.clone());
-    std::thread::Builder::new()
-        .name("compile".into())
-        .spawn(move || {
-            // The receiver is gone if the time was over: then the result is of no use.
-            drop(sender.send(Module::from_bytes(&engine, &wasm, &bounds)));
-        })
-        .map_err(|cause| format!("cannot start a thread to compile it: {cause}"))?;
-    match receiver.recv_timeout(limit) {
-        Ok(module) => module.map_err(|cause| cause.to_string()),
-        Err(RecvTimeoutError::Timeout) => Err(format!(
-            "compiling took longer than {limit:?}\n  hint: make the module smaller, or raise `limits.compile_time`"
-        )),
-        Err(RecvTimeoutError::Disconnected) => Err("the compiler failed".to_owned()),
+/// The filter's module, compiled now or before.
+fn load(filter: &Filter, loader: &Loader) -> Result<Module, String> {
+    let mut limits = LoadLimits::default();
+    limits.module.module_bytes_max = filter.limits.module_bytes.as_usize();
+    limits.compile_time_max = filter.limits.compile_time.0;
+    let loaded = loader.load(&filter.module, &limits).map_err(|cause| cause.to_string())?;
+    match loaded.source {
+        Source::Cache => tracing::info!("filter `{}`: compiled code taken from the code cache", filter.name),
+        Source::Compiler => tracing::info!("filter `{}`: compiled", filter.name),
     }
+    Ok(loaded.module)
 }
 
 /// The process has one store for all filters; each limit is the largest that a filter asks for.

@@ -11,13 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use portcullis_abi::{Engine, EngineOptions, PluginHealth, Ticker};
+use portcullis_code::{Cache, Loader};
 use portcullis_config::Policy;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::access_log::Writer;
 use crate::admin;
 use crate::listener::{self, Bound};
-use crate::metrics::{CONTROL, Counter, Registry, write_counters, write_guest_metrics, write_process_metrics};
+use crate::metrics::{
+    CONTROL, Counter, Registry, write_counters, write_guest_metrics, write_module_metrics, write_process_metrics,
+};
 use crate::operator::OperatorHost;
 use crate::plan::{Plan, PlanError};
 use crate::worker::{self, Command, Remote, Setup, Socket};
@@ -31,6 +34,8 @@ pub struct Options {
     pub drain_time: Option<Duration>,
     /// Who runs operators. `None`: a policy with a route to one is refused.
     pub operators: Option<Arc<dyn OperatorHost>>,
+    /// Where compiled filters are kept. `None`: nowhere, so that every start compiles them.
+    pub code_cache: Option<Cache>,
 }
 
 /// Half a minute: longer than the default time of an upstream (15 s), and what container platforms wait before they kill.
@@ -133,7 +138,7 @@ pub struct Handle {
 }
 
 pub(crate) struct HandleShared {
-    engine: Engine,
+    loader: Loader,
     pub(crate) registry: Arc<Registry>,
     plan: Mutex<Arc<Plan>>,
     /// One reload at a time.
@@ -162,12 +167,8 @@ impl Server {
         let admin = policy.admin.map(bind_admin).transpose()?;
         let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
 
-        let engine = Engine::new(&EngineOptions::default()).map_err(|error| StartError::System(error.to_string()))?;
-        let ticker = engine.start_ticker();
-        if !ticker.is_running() {
-            return Err(StartError::System("cannot start the thread that bounds filters' time".to_owned()));
-        }
-        let plan = Arc::new(Plan::load(policy, &engine, options.operators, None).map_err(StartError::Load)?);
+        let (loader, ticker) = engine(options.code_cache)?;
+        let plan = Arc::new(Plan::load(policy, &loader, options.operators, None).map_err(StartError::Load)?);
         apply_operators(&plan)?;
         let registry = Arc::new(Registry::default());
         let writer = options.access_log.map(Writer::start).transpose().map_err(|error| {
@@ -215,7 +216,7 @@ impl Server {
         drop((reloads("ok"), reloads("failed")));
         let accepting = registry.gauge(CONTROL, "portcullis_accepting", "1 while new connections are accepted.", &[]);
         let shared = HandleShared {
-            engine,
+            loader,
             plan: Mutex::new(plan),
             reloading: Mutex::new(()),
             commands: workers.0.iter().map(|worker| worker.commands.clone()).collect(),
@@ -360,10 +361,9 @@ impl Drop for Starting {
 ///
 /// # Errors
 /// Whatever would keep a server from starting, but addresses.
-pub fn check(policy: Policy, operators: Option<Arc<dyn OperatorHost>>) -> Result<(), StartError> {
-    let engine = Engine::new(&EngineOptions::default()).map_err(|error| StartError::System(error.to_string()))?;
-    let _ticker = engine.start_ticker();
-    let plan = Arc::new(Plan::load(policy, &engine, operators, None).map_err(StartError::Load)?);
+pub fn check(policy: Policy, options: Options) -> Result<(), StartError> {
+    let (loader, _ticker) = engine(options.code_cache)?;
+    let plan = Arc::new(Plan::load(policy, &loader, options.operators, None).map_err(StartError::Load)?);
     let setup = Setup { number: 0, plan, registry: Arc::new(Registry::default()), access_log: None };
     let (remote, start) =
         worker::start(setup).map_err(|error| StartError::System(format!("cannot start a worker: {error}")))?;
@@ -372,6 +372,17 @@ pub fn check(policy: Policy, operators: Option<Arc<dyn OperatorHost>>) -> Result
         Ok(started) => started.map_err(StartError::Filter),
         Err(_) => Err(StartError::System("a worker ended while it started".to_owned())),
     }
+}
+
+/// What compiles filters, and what bounds their time.
+fn engine(code_cache: Option<Cache>) -> Result<(Loader, Ticker), StartError> {
+    let engine = Engine::new(&EngineOptions::default()).map_err(|error| StartError::System(error.to_string()))?;
+    let ticker = engine.start_ticker();
+    if !ticker.is_running() {
+        return Err(StartError::System("cannot start the thread that bounds filters' time".to_owned()));
+    }
+    let loader = Loader::new(engine, code_cache).map_err(|error| StartError::System(error.to_string()))?;
+    Ok((loader, ticker))
 }
 
 /// Operators come up before anything may send a request to them.
@@ -439,7 +450,7 @@ impl Handle {
         let before = self.plan();
         check_unchanged(&before.policy, &policy)?;
         let plan = Arc::new(
-            Plan::load(policy, &self.shared.engine, before.operators.clone(), Some(&before))
+            Plan::load(policy, &self.shared.loader, before.operators.clone(), Some(&before))
                 .map_err(StartError::Load)?,
         );
         apply_operators(&plan)?;
@@ -516,6 +527,7 @@ impl Handle {
         if let Some(operators) = &plan.operators {
             write_counters(&operators.metrics(), &mut text);
         }
+        write_module_metrics(self.shared.loader.counts(), &mut text);
         write_process_metrics(&mut text);
         text
     }
@@ -547,6 +559,9 @@ fn check_unchanged(before: &Policy, after: &Policy) -> Result<(), StartError> {
     }
     if before.admin != after.admin {
         return Err(StartError::NeedsRestart("`admin`".to_owned()));
+    }
+    if before.code_cache != after.code_cache {
+        return Err(StartError::NeedsRestart("`code_cache`".to_owned()));
     }
     if before.workers != after.workers {
         return Err(StartError::NeedsRestart("`workers`".to_owned()));

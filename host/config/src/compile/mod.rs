@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::file;
 use crate::files::{Files, Folder};
 use crate::mistake::{Mistake, Mistakes, Position, did_you_mean, listed};
-use crate::policy::Policy;
+use crate::policy::{CodeCache, Policy};
 use crate::read::{Finding, Reader, Stop};
 use crate::units::{Size, Time};
 use crate::yaml::{self, Node};
@@ -26,12 +26,13 @@ mod routes;
 mod upstreams;
 
 /// Keys of the top level, in the order in which the sections are read.
-pub(crate) const SECTIONS: [&str; 11] = [
+pub(crate) const SECTIONS: [&str; 12] = [
     "version",
     "admin",
     "workers",
     "trusted_proxies",
     "logging",
+    "code_cache",
     "pool",
     "listeners",
     "filters",
@@ -140,6 +141,7 @@ struct Written {
     workers: Option<u32>,
     trusted_proxies: Vec<Option<String>>,
     logging: file::Logging,
+    code_cache: file::CodeCache,
     pool: Option<String>,
     listeners: Vec<Option<file::Listener>>,
     filters: Vec<Option<file::Filter>>,
@@ -169,6 +171,7 @@ impl Written {
             workers: None,
             trusted_proxies: Vec::new(),
             logging: file::Logging::default(),
+            code_cache: file::CodeCache::default(),
             pool: None,
             listeners: Vec::new(),
             filters: Vec::new(),
@@ -184,6 +187,7 @@ impl Written {
                 "workers" => written.workers = one(&value),
                 "trusted_proxies" => written.trusted_proxies = list(&value),
                 "logging" => written.logging = one(&value).unwrap_or_default(),
+                "code_cache" => written.code_cache = one(&value).unwrap_or_default(),
                 "pool" => written.pool = one(&value),
                 "listeners" => written.listeners = list(&value),
                 "filters" => written.filters = list(&value),
@@ -326,6 +330,7 @@ impl Compiler<'_> {
         if let Some(pool) = &written.pool {
             self.name("pool", pool);
         }
+        let code_cache = self.code_cache(&written.code_cache);
         let admin = written.admin.as_ref().and_then(|admin| self.admin(admin));
         let listeners = self.listeners(written.listeners, admin);
 
@@ -358,6 +363,7 @@ impl Compiler<'_> {
             workers,
             trusted_proxies,
             logging: written.logging,
+            code_cache,
             pool: written.pool,
             listeners,
             filters,
@@ -365,6 +371,22 @@ impl Compiler<'_> {
             operators,
             routes,
         })
+    }
+
+    fn code_cache(&mut self, written: &file::CodeCache) -> CodeCache {
+        let at = |field: &str| format!("code_cache.{field}");
+        if written.directory.as_ref().is_some_and(String::is_empty) {
+            self.wrong(&at("directory"), "the folder's name is empty", "name a folder, or write `enabled: false`");
+        }
+        self.size(&at("max_bytes"), written.max_bytes, Size::mib(1), Size::mib(1024 * 1024));
+        self.count(&at("max_entries"), written.max_entries, 1, 10_000);
+        CodeCache {
+            enabled: written.enabled,
+            directory: written.directory.as_ref().map(|directory| self.files.resolve(directory)),
+            bytes_max: written.max_bytes.0,
+            entries_max: written.max_entries as usize,
+            unused_max: self.time(&at("max_unused"), written.max_unused, Time::secs(365 * 86_400)),
+        }
     }
 
     fn workers(&mut self, workers: Option<u32>) -> usize {

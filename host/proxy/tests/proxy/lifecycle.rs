@@ -253,10 +253,10 @@ fn check_starts_the_filters_and_nothing_else() {
     let address = taken.local_addr().expect("an address");
     let yaml = policy_yaml(address, GUEST_ROUTE)
         .replace("name: public, address: \"127.0.0.1:0\"", &format!("name: public, address: \"{address}\""));
-    portcullis_proxy::check(folder.policy(&yaml), None).expect("a policy without mistakes");
+    portcullis_proxy::check(folder.policy(&yaml), Options::default()).expect("a policy without mistakes");
     folder.write(
         "guest.wasm",
         guest(&[], r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 0))"#),
     );
-    assert!(portcullis_proxy::check(folder.policy(&yaml), None).is_err());
+    assert!(portcullis_proxy::check(folder.policy(&yaml), Options::default()).is_err());
 }
