@@ -11,6 +11,15 @@ use crate::process::DEADLINE;
 
 /// Sends a request; `None` means that the connection was closed without a response.
 pub fn send(address: SocketAddr, request: &RequestPlan) -> Result<Option<ObservedResponse>, String> {
+    send_paced(address, request, || {})
+}
+
+/// The same, waiting for `pace` before each piece of the body but the first, and before the end of a chunked one.
+pub fn send_paced(
+    address: SocketAddr,
+    request: &RequestPlan,
+    mut pace: impl FnMut(),
+) -> Result<Option<ObservedResponse>, String> {
     let fail = |what: &str, error: &std::io::Error| format!("{what} {address}: {error}");
     let mut stream =
         TcpStream::connect_timeout(&address, DEADLINE).map_err(|error| fail("cannot connect to", &error))?;
@@ -19,8 +28,11 @@ pub fn send(address: SocketAddr, request: &RequestPlan) -> Result<Option<Observe
         .and_then(|()| stream.set_read_timeout(Some(DEADLINE)))
         .and_then(|()| stream.set_write_timeout(Some(DEADLINE)))
         .map_err(|error| fail("cannot set up the connection to", &error))?;
-    for piece in wire_pieces(request) {
-        match stream.write_all(&piece) {
+    for (index, piece) in wire_pieces(request).iter().enumerate() {
+        if index > 1 {
+            pace();
+        }
+        match stream.write_all(piece) {
             Ok(()) => {}
             // An answer that came early, such as 413, is an answer.
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => break,

@@ -8,6 +8,7 @@
 pub mod calls;
 pub mod client;
 pub mod connection;
+pub mod differential;
 pub mod places;
 pub mod policy;
 pub mod process;

@@ -67,8 +67,13 @@ impl Process {
         Process::start_keeping(name, command, |_| true)
     }
 
-    /// The same, keeping only some lines of the output.
-    pub fn start_keeping(name: &str, command: &mut Command, keep: fn(&str) -> bool) -> Result<Process, String> {
+    /// The same, keeping only some lines of the output. `keep` sees all of them, as they come.
+    pub fn start_keeping(
+        name: &str,
+        command: &mut Command,
+        keep: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Process, String> {
+        let keep: Arc<dyn Fn(&str) -> bool + Send + Sync> = Arc::new(keep);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -78,10 +83,10 @@ impl Process {
         let output = Arc::new(Output::default());
         let mut readers = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            readers.push(read_lines(stdout, &output, keep));
+            readers.push(read_lines(stdout, &output, Arc::clone(&keep)));
         }
         if let Some(stderr) = child.stderr.take() {
-            readers.push(read_lines(stderr, &output, keep));
+            readers.push(read_lines(stderr, &output, Arc::clone(&keep)));
         }
         let child = Arc::new(Mutex::new(child));
         running().push(Arc::clone(&child));
@@ -192,7 +197,11 @@ impl Drop for Process {
     }
 }
 
-fn read_lines(pipe: impl Read + Send + 'static, output: &Arc<Output>, keep: fn(&str) -> bool) -> JoinHandle<()> {
+fn read_lines(
+    pipe: impl Read + Send + 'static,
+    output: &Arc<Output>,
+    keep: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+) -> JoinHandle<()> {
     output.lock().open += 1;
     let output = Arc::clone(output);
     std::thread::spawn(move || {

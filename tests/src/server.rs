@@ -28,10 +28,18 @@ impl Server {
 
     /// The same, with other arguments or variables.
     pub fn portcullis_with(policy: &Path, change: impl FnOnce(&mut Command)) -> Result<Server, String> {
+        Server::portcullis_watched(policy, change, |_| true)
+    }
+
+    fn portcullis_watched(
+        policy: &Path,
+        change: impl FnOnce(&mut Command),
+        keep: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Server, String> {
         let mut command = Command::new(places::portcullis()?);
         command.arg("serve").arg(policy);
         change(&mut command);
-        let process = Process::start("portcullis serve", &mut command)?;
+        let process = Process::start_keeping("portcullis serve", &mut command, keep)?;
         let mut listener = None;
         let mut admin = None;
         // It says where it listens once everything has started, which is what we wait for.
@@ -45,6 +53,10 @@ impl Server {
 
     /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
     pub fn envoy(policy: &Path) -> Result<Server, String> {
+        Server::envoy_watched(policy, |_| true)
+    }
+
+    fn envoy_watched(policy: &Path, keep: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Server, String> {
         let folder = policy.parent().unwrap_or(Path::new("."));
         let bootstrap = folder.join("envoy.yaml");
         let admin_file = folder.join("envoy-admin-address");
@@ -59,7 +71,7 @@ impl Server {
         let mut command = Command::new(envoy);
         command.arg("-c").arg(&bootstrap).arg("--admin-address-path").arg(&admin_file);
         command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
-        let process = Process::start_keeping("envoy", &mut command, |line| !lists_extensions(line))?;
+        let process = Process::start_keeping("envoy", &mut command, move |line| keep(line) && !lists_extensions(line))?;
         process.wait_for(|line| line.contains("starting main dispatch loop").then_some(()))?;
         let admin = std::fs::read_to_string(&admin_file)
             .map_err(|error| format!("envoy wrote no admin address: {error}\n{}", process.log()))?;
@@ -73,9 +85,18 @@ impl Server {
 
     /// Starts one or the other.
     pub fn start(host: Host, policy: &Path) -> Result<Server, String> {
+        Server::start_watched(host, policy, |_| true)
+    }
+
+    /// The same; `keep` sees every line that the process writes, and says which ones are kept for [`Server::log`].
+    pub fn start_watched(
+        host: Host,
+        policy: &Path,
+        keep: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Server, String> {
         match host {
-            Host::Host => Server::portcullis(policy),
-            Host::Envoy => Server::envoy(policy),
+            Host::Host => Server::portcullis_watched(policy, |_| {}, keep),
+            Host::Envoy => Server::envoy_watched(policy, keep),
             Host::Harness => Err("the harness has no server".to_owned()),
         }
     }

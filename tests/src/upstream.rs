@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::Future as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +32,11 @@ pub struct Upstream {
 struct State {
     answers: Vec<Callout>,
     requests: Vec<ObservedRequest>,
+    pace: Option<Pace>,
 }
+
+/// Blocks until the next piece of a response may follow.
+pub type Pace = Arc<dyn Fn() + Send + Sync>;
 
 impl Upstream {
     /// Starts one that answers 200 and `ok`.
@@ -78,6 +83,11 @@ impl Upstream {
     /// Says that it answers everything the same way from now on.
     pub fn answer_always(&self, response: ResponsePlan) {
         self.answer(vec![Callout { path: None, times: None, answer: CalloutAnswer::Response(response) }]);
+    }
+
+    /// Makes it wait before each piece of a response's body but the first, and before its end.
+    pub fn pace(&self, pace: impl Fn() + Send + Sync + 'static) {
+        self.lock().pace = Some(Arc::new(pace));
     }
 
     /// What it was asked since the last call.
@@ -141,7 +151,7 @@ async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<R
             }
         }
     }
-    let answer = {
+    let (answer, pace) = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let path = observed.path.clone();
         if let Some(noted) = state.requests.get_mut(index) {
@@ -150,19 +160,20 @@ async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<R
         let fits = |answer: &&mut Callout| {
             answer.times != Some(0) && answer.path.as_ref().is_none_or(|expected| *expected == path)
         };
-        state.answers.iter_mut().find(fits).map(|answer| {
+        let answer = state.answers.iter_mut().find(fits).map(|answer| {
             if let Some(times) = &mut answer.times {
                 *times -= 1;
             }
             answer.answer.clone()
-        })
+        });
+        (answer, state.pace.clone())
     };
     match answer {
-        Some(CalloutAnswer::Response(plan)) => Ok(response(&plan)),
+        Some(CalloutAnswer::Response(plan)) => Ok(response(&plan, pace)),
         // The connection ends without an answer; the host makes a 503 of it, as of one that was refused.
         Some(CalloutAnswer::Refused) => Err(Unanswered),
         Some(CalloutAnswer::Timeout) => std::future::pending().await,
-        None => Ok(response(&ResponsePlan::default())),
+        None => Ok(response(&ResponsePlan::default(), None)),
     }
 }
 
@@ -178,7 +189,7 @@ impl std::fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-fn response(plan: &ResponsePlan) -> Response<Scripted> {
+fn response(plan: &ResponsePlan, pace: Option<Pace>) -> Response<Scripted> {
     let length = match (plan.body.as_slice(), plan.trailers.is_empty()) {
         ([], true) => Some(0),
         ([body], true) => Some(body.len() as u64),
@@ -188,6 +199,9 @@ fn response(plan: &ResponsePlan) -> Response<Scripted> {
         length,
         pieces: plan.body.iter().cloned().map(Bytes::from).collect(),
         trailers: (!plan.trailers.is_empty()).then(|| header_map(&plan.trailers)),
+        pace: pace.filter(|_| plan.body.len() > 1 || !plan.trailers.is_empty()),
+        waiting: None,
+        begun: false,
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(plan.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -210,13 +224,32 @@ struct Scripted {
     length: Option<u64>,
     pieces: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
+    pace: Option<Pace>,
+    waiting: Option<tokio::task::JoinHandle<()>>,
+    begun: bool,
+}
+
+impl Scripted {
+    /// Waits for its pace on a thread of its own: what was written before goes out meanwhile.
+    fn poll_pace(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(pace) = self.pace.clone().filter(|_| self.begun) else { return Poll::Ready(()) };
+        let waiting = self.waiting.get_or_insert_with(|| tokio::task::spawn_blocking(move || pace()));
+        std::task::ready!(Pin::new(waiting).poll(context)).unwrap_or_default();
+        self.waiting = None;
+        Poll::Ready(())
+    }
 }
 
 impl Body for Scripted {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        std::task::ready!(self.poll_pace(context));
+        self.begun = true;
         let frame = match self.pieces.pop_front() {
             Some(piece) => Some(Frame::data(piece)),
             None => self.trailers.take().map(Frame::trailers),
@@ -225,7 +258,8 @@ impl Body for Scripted {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty() && self.trailers.is_none()
+        // A paced body ends with a pause, too, unless its length says where.
+        self.pieces.is_empty() && self.trailers.is_none() && (self.pace.is_none() || self.length.is_some())
     }
 
     fn size_hint(&self) -> SizeHint {

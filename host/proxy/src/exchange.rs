@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use portcullis_abi::{Direction, Ending, LocalResponse, StreamId, UpstreamInfo};
@@ -133,6 +134,7 @@ pub(crate) struct Journey {
     pub(crate) target: Target,
     pub(crate) started: Instant,
     pub(crate) method: http::Method,
+    pub(crate) version: Version,
     pub(crate) request_id: Rc<str>,
     pub(crate) client: SocketAddr,
 }
@@ -191,8 +193,6 @@ impl Journey {
         loop {
             self.room(&self.exchange.request, Direction::Request).await;
             let Some(frame) = body.frame().await else {
-                // Only a body without a length that ends in an empty chunk comes here; others say so with their last
-                // frame.
                 if !self.exchange.request_complete.replace(true) {
                     self.core.with(|worker| worker.request_body(self.id, Bytes::new(), true));
                 }
@@ -201,7 +201,7 @@ impl Journey {
             self.exchange.touch();
             match frame.map(hyper::body::Frame::into_data) {
                 Ok(Ok(data)) => {
-                    let ended = body.is_end_stream();
+                    let ended = ends_with_data(self.version) && body.is_end_stream();
                     self.exchange.request_complete.set(ended);
                     let bytes = data.len() as u64;
                     self.exchange.notes.borrow_mut().request_bytes += bytes;
@@ -488,7 +488,7 @@ impl Journey {
             self.exchange.touch();
             match frame.map_err(&failure_of)?.into_data() {
                 Ok(data) => {
-                    let ended = body.is_end_stream();
+                    let ended = ends_with_data(head.version) && body.is_end_stream();
                     self.core.with(|worker| worker.response_body(self.id, data, ended));
                     if ended {
                         return Ok(());
@@ -596,6 +596,12 @@ impl Journey {
         }
         self.core.finish(self.id, ending);
     }
+}
+
+/// Whether the last data of a body says that it is the last. Filters are told as Envoy tells them: in HTTP/2 a flag of the
+/// last frame ends a body; in HTTP/1 its end is an event of its own, with no data, even where its length was known.
+fn ends_with_data(version: Version) -> bool {
+    version >= Version::HTTP_2
 }
 
 enum Routed {

@@ -33,6 +33,16 @@ pub(crate) struct Arrival<'a> {
     pub(crate) request_id: &'a str,
 }
 
+impl Arrival<'_> {
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(address))
+    }
+
+    fn is_from_trusted_proxy(&self) -> bool {
+        self.trusts(self.peer.ip())
+    }
+}
+
 /// A request as filters get it.
 #[derive(Debug)]
 pub(crate) struct Inbound {
@@ -70,7 +80,7 @@ pub(crate) fn inbound(head: &http::request::Parts, arrival: &Arrival<'_>) -> Res
     fields.push(b":path", target.as_bytes());
     fields.push(b":method", head.method.as_str().as_bytes());
     fields.push(b":scheme", scheme.as_bytes());
-    let mut cookies: Option<Vec<u8>> = None;
+    let mut cookies_joined = false;
     for (name, value) in &head.headers {
         let bytes = name.as_str().as_bytes();
         if is_hop_by_hop(bytes) || connection.names(bytes) || is_ours(bytes) {
@@ -79,19 +89,13 @@ pub(crate) fn inbound(head: &http::request::Parts, arrival: &Arrival<'_>) -> Res
         // HTTP/2 allows a cookie to be split for compression; anything that is not HTTP/2 reads the first line only
         // (RFC 9113, section 8.2.3).
         if *name == http::header::COOKIE {
-            match &mut cookies {
-                None => cookies = Some(value.as_bytes().to_vec()),
-                Some(joined) => {
-                    joined.extend_from_slice(b"; ");
-                    joined.extend_from_slice(value.as_bytes());
-                }
+            if !std::mem::replace(&mut cookies_joined, true) {
+                let cookies: Vec<&[u8]> = head.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+                fields.push(b"cookie", &cookies.join(&b"; "[..]));
             }
             continue;
         }
         fields.push(bytes, value.as_bytes());
-    }
-    if let Some(cookies) = cookies {
-        fields.push(b"cookie", &cookies);
     }
     if connection.trailers {
         fields.push(b"te", b"trailers");
@@ -100,13 +104,21 @@ pub(crate) fn inbound(head: &http::request::Parts, arrival: &Arrival<'_>) -> Res
     let client = client_address(&forwarded_for, arrival);
     fields.push(b"x-forwarded-for", &forwarded_for);
     fields.push(b"x-forwarded-proto", forwarded_proto(&head.headers, arrival, scheme));
+    if !arrival.is_from_trusted_proxy() {
+        // Envoy's name for the client whom no proxy speaks for. Filters see it, upstreams don't.
+        fields.push(b"x-envoy-external-address", client.ip().to_string().as_bytes());
+    }
     fields.push(b"x-request-id", arrival.request_id.as_bytes());
     Ok(Inbound { fields, target, client })
 }
 
-/// Fields that the proxy writes itself, whatever the client sent.
+/// What is said to filters only, and to no upstream.
+const INTERNAL: [&str; 2] = ["x-envoy-external-address", "x-envoy-internal"];
+
+/// Fields that the proxy writes itself, whatever the client sent, and those that give orders to an Envoy.
 fn is_ours(name: &[u8]) -> bool {
     matches!(name, b"host" | b"expect" | b"x-forwarded-for" | b"x-forwarded-proto" | b"x-request-id")
+        || name.starts_with(b"x-envoy-")
 }
 
 fn is_hop_by_hop(name: &[u8]) -> bool {
@@ -208,7 +220,6 @@ fn forwarded_for(headers: &HeaderMap, peer: IpAddr) -> Vec<u8> {
 
 /// The rightmost address that is not one of the trusted proxies'; the peer itself unless it is trusted.
 fn client_address(forwarded_for: &[u8], arrival: &Arrival<'_>) -> SocketAddr {
-    let trusted = |address: IpAddr| arrival.trusted_proxies.iter().any(|network| network.contains(address));
     let peer = SocketAddr::new(arrival.peer.ip().to_canonical(), arrival.peer.port());
     let mut client = peer;
     for entry in forwarded_for.rsplit(|byte| *byte == b',') {
@@ -218,7 +229,7 @@ fn client_address(forwarded_for: &[u8], arrival: &Arrival<'_>) -> SocketAddr {
         if address != peer.ip() || client != peer {
             client = SocketAddr::new(address, 0);
         }
-        if !trusted(address) {
+        if !arrival.trusts(address) {
             break;
         }
     }
@@ -226,9 +237,8 @@ fn client_address(forwarded_for: &[u8], arrival: &Arrival<'_>) -> SocketAddr {
 }
 
 fn forwarded_proto<'a>(headers: &'a HeaderMap, arrival: &Arrival<'_>, scheme: &'a str) -> &'a [u8] {
-    let trusted = arrival.trusted_proxies.iter().any(|network| network.contains(arrival.peer.ip()));
     match headers.get("x-forwarded-proto").map(HeaderValue::as_bytes) {
-        Some(proto @ (b"http" | b"https")) if trusted => proto,
+        Some(proto @ (b"http" | b"https")) if arrival.is_from_trusted_proxy() => proto,
         _ => scheme.as_bytes(),
     }
 }
@@ -312,6 +322,9 @@ pub(crate) fn outbound_request(
     let path_and_query = http::uri::PathAndQuery::try_from(path).map_err(|_| Unsendable::Pseudo(":path"))?;
     let mut headers = headers_of(fields)?;
     headers.remove(http::header::HOST);
+    for name in INTERNAL {
+        headers.remove(name);
+    }
     // A request without a body says so only where its method makes one expected.
     if length == BodyLength::None && matches!(method, Method::POST | Method::PUT | Method::PATCH) {
         headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(0));
@@ -458,6 +471,7 @@ mod tests {
                 ("content-length", "3"),
                 ("te", "gzip, trailers;q=1"),
                 ("expect", "100-Continue"),
+                ("x-envoy-retry-on", "5xx"),
             ],
         );
         let inbound = inbound(&head, &arrival(&[])).expect("a request");
@@ -473,6 +487,7 @@ mod tests {
                 "te: trailers",
                 "x-forwarded-for: 10.0.0.1",
                 "x-forwarded-proto: http",
+                "x-envoy-external-address: 10.0.0.1",
                 "x-request-id: id",
             ]
         );
@@ -578,7 +593,9 @@ mod tests {
         assert_eq!(request(&[(b"x", b"a\r\nb: c")]).map(drop), Err(Unsendable::Value("x".into())));
         assert_eq!(request(&[(b"x y", b"1")]).map(drop), Err(Unsendable::Name));
         assert_eq!(request(&[(b":method", b"CONNECT")]).map(drop), Ok(()));
-        let stripped = request(&[(b"transfer-encoding", b"chunked"), (b"connection", b"x")]).expect("a request");
+        let stripped: [(&[u8], &[u8]); 3] =
+            [(b"transfer-encoding", b"chunked"), (b"connection", b"x"), (b"x-envoy-external-address", b"x")];
+        let stripped = request(&stripped).expect("a request");
         assert_eq!(stripped.headers().keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host"]);
 
         let response = |status: &str| {

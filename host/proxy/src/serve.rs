@@ -104,6 +104,7 @@ pub(crate) async fn serve(
         target,
         started,
         method: head.method.clone(),
+        version: head.version,
         request_id: Rc::clone(&request_id),
         client,
     };

@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     GivesU64,
     /// Bytes that the host has the guest allocate.
     GivesBytes,
+    /// The same, the bytes being a map.
+    GivesMap,
     /// This many bytes, which the host fills.
     Filled,
 }
@@ -26,6 +28,9 @@ pub(crate) enum Kind {
 pub(crate) enum Returned {
     Number(u64),
     Bytes(Vec<u8>),
+    Map(Vec<u8>),
+    /// No bytes, and no pointer to them.
+    Null,
 }
 
 impl Returned {
@@ -33,9 +38,44 @@ impl Returned {
         // Writing to a `String` cannot fail.
         let _ = match self {
             Returned::Number(number) => write!(line, " {number}"),
-            Returned::Bytes(bytes) => write!(line, " \"{}\"", bytes.escape_ascii()),
+            Returned::Bytes(bytes) => write!(line, " {}", quoted(bytes)),
+            Returned::Null => write!(line, " \"\""),
+            Returned::Map(bytes) => match pairs(bytes) {
+                Some(pairs) => {
+                    let pairs: Vec<String> =
+                        pairs.iter().map(|(name, value)| format!("{} {}", quoted(name), quoted(value))).collect();
+                    write!(line, " {{ {} }}", pairs.join(", "))
+                }
+                None => write!(line, " no map: {}", quoted(bytes)),
+            },
         };
     }
+}
+
+/// Bytes as text with escapes, long ones shortened; a script in a request stands for itself.
+fn quoted(bytes: &[u8]) -> String {
+    const SHOWN_MAX: usize = 400;
+    if bytes.starts_with(b"row: ") {
+        return "<script>".to_owned();
+    }
+    if bytes.len() > SHOWN_MAX {
+        let sum = bytes.iter().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+        return format!("\"{}\"... {} bytes, sum {sum:08x}", bytes[..40].escape_ascii(), bytes.len());
+    }
+    format!("\"{}\"", bytes.escape_ascii())
+}
+
+/// Reads a map in the ABI's form.
+fn pairs(blob: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+    let word = |at: usize| Some(u32::from_le_bytes(blob.get(at..at + 4)?.try_into().ok()?) as usize);
+    let count = word(0)?;
+    let mut at = 4 + count * 8;
+    let mut part = |len: usize| {
+        let bytes = blob.get(at..at + len)?;
+        at += len + 1;
+        Some(bytes)
+    };
+    (0..count).map(|index| Some((part(word(4 + index * 8)?)?, part(word(8 + index * 8)?)?))).collect()
 }
 
 macro_rules! functions {
@@ -79,7 +119,7 @@ functions! {
         proxy_set_buffer_bytes(u32, u32, u32, u32, u32) [Number, Number, Number, Bytes];
         proxy_get_buffer_status(u32, u32, u32) [Number, GivesU32, GivesU32];
         proxy_get_header_map_size(u32, u32) [Number, GivesU32];
-        proxy_get_header_map_pairs(u32, u32, u32) [Number, GivesBytes];
+        proxy_get_header_map_pairs(u32, u32, u32) [Number, GivesMap];
         proxy_set_header_map_pairs(u32, u32, u32) [Number, Bytes];
         proxy_get_header_map_value(u32, u32, u32, u32, u32) [Number, Bytes, GivesBytes];
         proxy_add_header_map_value(u32, u32, u32, u32, u32) [Number, Bytes, Bytes];
@@ -119,14 +159,21 @@ functions! {
         fd_pread(u32, u32, u32, u64, u32) [Number, Number, Number, Number, GivesU32];
         fd_prestat_dir_name(u32, u32, u32) [Number, Number, Number];
         fd_prestat_get(u32, u32) [Number, Number];
+        fd_pwrite(u32, u32, u32, u64, u32) [Number, Vector, Number, GivesU32];
         fd_read(u32, u32, u32, u32) [Number, Number, Number, GivesU32];
         fd_seek(u32, u64, u32, u32) [Number, Number, Number, GivesU64];
+        fd_sync(u32) [Number];
+        fd_tell(u32, u32) [Number, GivesU64];
         fd_write(u32, u32, u32, u32) [Number, Vector, GivesU32];
+        path_filestat_get(u32, u32, u32, u32, u32) [Number, Number, Bytes, Number];
         path_open(u32, u32, u32, u32, u32, u64, u64, u32, u32)
             [Number, Number, Bytes, Number, Number, Number, Number, GivesU32];
+        path_unlink_file(u32, u32, u32) [Number, Bytes];
         poll_oneoff(u32, u32, u32, u32) [Number, Number, Number, GivesU32];
         random_get(u32, u32) [Filled];
         sched_yield() [];
+        sock_recv(u32, u32, u32, u32, u32, u32) [Number, Number, Number, Number, GivesU32, GivesU32];
+        sock_shutdown(u32, u32) [Number, Number];
     }
 }
 
@@ -149,6 +196,14 @@ fn returned_bytes(call: impl FnOnce(u32, u32) -> u32) -> Option<Vec<u8>> {
     let mut back = [0u32; 2];
     let at = back.as_mut_ptr() as u32;
     (call(at, at + 4) == 0).then(|| take(back[0], back[1]))
+}
+
+/// A number that no other VM has, in all likelihood, and that is not 0.
+pub(crate) fn unlike_others() -> u32 {
+    let mut number = [0u32];
+    // SAFETY: the host writes four bytes, to where there is room for four.
+    unsafe { random_get(number.as_mut_ptr() as u32, 4) };
+    std::hint::black_box(number)[0] | 1
 }
 
 /// All of a buffer.

@@ -1,14 +1,20 @@
 //! What a script can say.
 //!
 //! ```text
-//! statement = callback ":" function argument*
-//! argument  = number | "text" | { "name" "value" ... } | $ | $context | $root
+//! statement = callback ("#" number)? ":" function argument* ("=" name)?
+//! argument  = number | "text" | "text"*times | { "name" "value" ... } | $ | $name | $context | $root
 //! ```
 //!
 //! Text has the escapes of Rust's byte strings. A list in braces is a map in the ABI's form. `$` is what the call before
-//! returned, `$context` the id of the context at hand, `$root` that of the root. `return N` is the answer of the callback.
-//! A `!` behind a function's name hands over null where the host would write; a `raw` before it hands over numbers
-//! only, pointers among them. A callback with `-` before it logs nothing.
+//! returned, `$context` the id of the context at hand, `$root` that of the root, `$name` what an earlier call kept with
+//! `=name`. With `#2` a statement belongs to the callback's second call on its context only. `return N` is the answer of
+//! the callback. A `!` behind a function's name hands over null where the host would write; a `raw` before it hands over
+//! numbers only, pointers among them. A callback with `-` before it logs nothing.
+//!
+//! Besides the host's functions there are `trap`, `overflow` (of the stack), `allocate N` (MiB), `work N` (milliseconds)
+//! and `exit N`. Instead of a callback `row` and `name` say what the script is called and whose it is.
+
+use std::collections::BTreeMap;
 
 use crate::functions::{self, Kind, Returned};
 
@@ -16,6 +22,9 @@ use crate::functions::{self, Kind, Returned};
 #[derive(Default)]
 pub(crate) struct Values {
     pub(crate) last: Vec<Returned>,
+    /// By name, with the row that keeps it.
+    pub(crate) kept: BTreeMap<(String, String), Returned>,
+    pub(crate) row: String,
     pub(crate) context: u32,
     pub(crate) root: u32,
 }
@@ -25,6 +34,7 @@ enum Argument {
     Number(u64),
     Bytes(Vec<u8>),
     Last,
+    Kept(String),
     Context,
     Root,
 }
@@ -32,13 +42,17 @@ enum Argument {
 #[derive(Clone, Debug)]
 pub(crate) struct Statement {
     pub(crate) callback: String,
+    /// Which call of the callback it belongs to, from 1; all if absent.
+    pub(crate) visit: Option<u32>,
     quiet: bool,
     function: String,
     raw: bool,
     null: bool,
     arguments: Vec<Argument>,
+    /// The name under which the first thing returned is kept.
+    pub(crate) keep: Option<String>,
     /// As written, for the log.
-    text: String,
+    pub(crate) text: String,
 }
 
 /// Splits a script into statements.
@@ -69,19 +83,34 @@ pub(crate) fn parse(script: &str) -> Result<Vec<Statement>, String> {
         let null = function.ends_with('!');
         let function = function.trim_end_matches('!').to_owned();
         let mut arguments = Vec::new();
+        let mut keep = None;
+        // Names are anything up to the end of the line.
+        let is_name = matches!(callback, "row" | "name");
         loop {
             words.skip(|c| c == ' ');
             if words.rest.is_empty() || words.rest.starts_with([';', '\n', '\r']) {
                 break;
             }
-            arguments.push(words.argument()?);
+            match words.rest.strip_prefix('=') {
+                Some(rest) => {
+                    words.rest = rest;
+                    keep = Some(words.word().to_owned());
+                }
+                None if is_name => drop(words.word()),
+                None => arguments.push(words.argument()?),
+            }
         }
         let text = began[..began.len() - words.rest.len()].trim_end().to_owned();
         let (callback, quiet) = match callback.strip_prefix('-') {
             Some(callback) => (callback, true),
             None => (callback, false),
         };
-        statements.push(Statement { callback: callback.to_owned(), quiet, function, raw, null, arguments, text });
+        let (callback, visit) = match callback.split_once('#') {
+            Some((callback, number)) => (callback, Some(number.parse().map_err(|_| format!("`#{number}`"))?)),
+            None => (callback, None),
+        };
+        let callback = callback.to_owned();
+        statements.push(Statement { callback, visit, quiet, function, raw, null, arguments, keep, text });
     }
 }
 
@@ -103,7 +132,12 @@ impl<'a> Words<'a> {
 
     fn argument(&mut self) -> Result<Argument, String> {
         if self.rest.starts_with('"') {
-            return self.text().map(Argument::Bytes);
+            let text = self.text()?;
+            let Some(rest) = self.rest.strip_prefix('*') else { return Ok(Argument::Bytes(text)) };
+            self.rest = rest;
+            let times = self.word();
+            let times: usize = times.parse().map_err(|_| format!("`*{times}`"))?;
+            return Ok(Argument::Bytes(text.repeat(times)));
         }
         if let Some(rest) = self.rest.strip_prefix('{') {
             self.rest = rest;
@@ -118,6 +152,7 @@ impl<'a> Words<'a> {
             "$" => Ok(Argument::Last),
             "$context" => Ok(Argument::Context),
             "$root" => Ok(Argument::Root),
+            word if word.starts_with('$') => Ok(Argument::Kept(word[1..].to_owned())),
             _ => number().map(Argument::Number).ok_or_else(|| format!("`{word}` is no argument")),
         }
     }
@@ -176,6 +211,11 @@ impl<'a> Words<'a> {
 }
 
 impl Statement {
+    /// Whether the answer comes later, to a callback.
+    pub(crate) fn makes_call(&self) -> bool {
+        matches!(self.function.as_str(), "proxy_http_call" | "proxy_grpc_call" | "proxy_grpc_stream")
+    }
+
     pub(crate) fn is_quiet(&self) -> bool {
         self.quiet
     }
@@ -184,24 +224,34 @@ impl Statement {
     pub(crate) fn prepare(&self, values: &Values) -> Result<Call<'_>, String> {
         let shape: &[Kind] = match self.function.as_str() {
             _ if self.raw => &[],
-            "return" => &[Kind::Number],
+            "return" | "allocate" | "work" | "exit" => &[Kind::Number],
+            "trap" | "overflow" => &[],
             name => functions::shape(name).ok_or_else(|| format!("there is no function `{name}`"))?,
+        };
+        let returned = |argument: &Argument| match argument {
+            Argument::Last => values.last.first(),
+            Argument::Kept(name) => values.kept.get(&(values.row.clone(), name.clone())),
+            _ => None,
         };
         let number = |argument: &Argument| match argument {
             Argument::Number(number) => *number,
             Argument::Bytes(_) => 0,
-            Argument::Last => values.last.first().map_or(0, |last| match last {
+            Argument::Last | Argument::Kept(_) => returned(argument).map_or(0, |returned| match returned {
                 Returned::Number(number) => *number,
-                Returned::Bytes(bytes) => bytes.iter().take(8).rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+                Returned::Bytes(bytes) | Returned::Map(bytes) => {
+                    bytes.iter().take(8).rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+                }
+                Returned::Null => 0,
             }),
             Argument::Context => u64::from(values.context),
             Argument::Root => u64::from(values.root),
         };
         let bytes = |argument: &Argument| match argument {
             Argument::Bytes(bytes) => bytes.clone(),
-            Argument::Last => values.last.first().map_or_else(Vec::new, |last| match last {
-                Returned::Bytes(bytes) => bytes.clone(),
+            Argument::Last | Argument::Kept(_) => returned(argument).map_or_else(Vec::new, |returned| match returned {
+                Returned::Bytes(bytes) | Returned::Map(bytes) => bytes.clone(),
                 Returned::Number(number) => (*number as u32).to_le_bytes().to_vec(),
+                Returned::Null => Vec::new(),
             }),
             argument => (number(argument) as u32).to_le_bytes().to_vec(),
         };
@@ -220,7 +270,8 @@ impl Statement {
                 Kind::Filled => Part::Filled(vec![0; number(next()?) as usize]),
                 Kind::GivesU32 => Part::GivesU32,
                 Kind::GivesU64 => Part::GivesU64,
-                Kind::GivesBytes => Part::GivesBytes,
+                Kind::GivesBytes => Part::GivesBytes { map: false },
+                Kind::GivesMap => Part::GivesBytes { map: true },
             });
         }
         match given.next() {
@@ -237,7 +288,7 @@ enum Part {
     Filled(Vec<u8>),
     GivesU32,
     GivesU64,
-    GivesBytes,
+    GivesBytes { map: bool },
 }
 
 /// A statement with its values.
@@ -257,11 +308,11 @@ impl Call<'_> {
 
     /// Calls the host; gives the status and what came back.
     pub(crate) fn make(&self) -> (u32, Vec<Returned>) {
-        if self.answer().is_some() {
-            return (0, Vec::new());
+        if let Some(status) = self.make_own() {
+            return (status, Vec::new());
         }
         // One slot of eight bytes per part is room for whatever the host writes; the vector's length needs no more.
-        let mut slots = vec![[0u32; 6]; self.parts.len()];
+        let mut slots = vec![[UNWRITTEN; 6]; self.parts.len()];
         let mut arguments = Vec::new();
         for (part, slot) in self.parts.iter().zip(&mut slots) {
             let at = if self.statement.null { 0 } else { slot.as_mut_ptr() as u64 };
@@ -275,35 +326,71 @@ impl Call<'_> {
                     arguments.extend([slot.as_mut_ptr() as u64, 1]);
                 }
                 Part::GivesU32 | Part::GivesU64 => arguments.push(at),
-                Part::GivesBytes => arguments.extend([at, if at == 0 { 0 } else { at + 4 }]),
+                Part::GivesBytes { .. } => arguments.extend([at, if at == 0 { 0 } else { at + 4 }]),
             }
         }
         let status = functions::call(&self.statement.function, &arguments);
         let mut returned = Vec::new();
         for (part, slot) in self.parts.iter().zip(&slots) {
-            if status != 0 || self.statement.null {
-                break;
-            }
             // The host wrote behind the compiler's back.
             // SAFETY: the slot is alive and initialised.
             let slot = unsafe { std::ptr::read_volatile(slot) };
             match part {
+                // What a host leaves alone is nothing that it returned, whatever the status.
+                _ if slot == [UNWRITTEN; 6] => {}
                 Part::GivesU32 => returned.push(Returned::Number(u64::from(slot[0]))),
                 Part::GivesU64 => returned.push(Returned::Number(u64::from(slot[0]) | u64::from(slot[1]) << 32)),
-                Part::GivesBytes => returned.push(Returned::Bytes(functions::take(slot[0], slot[1]))),
+                Part::GivesBytes { .. } if slot[0] == 0 && slot[1] == 0 => returned.push(Returned::Null),
+                Part::GivesBytes { map: false } => returned.push(Returned::Bytes(functions::take(slot[0], slot[1]))),
+                Part::GivesBytes { map: true } => returned.push(Returned::Map(functions::take(slot[0], slot[1]))),
                 Part::Number(_) | Part::Bytes(_) | Part::Vector(_) | Part::Filled(_) => {}
             }
         }
         (status, returned)
     }
 
+    /// What is no function of the host's; `None` if it is one.
+    fn make_own(&self) -> Option<u32> {
+        let number = match self.parts.first() {
+            Some(Part::Number(number)) => *number,
+            _ => 0,
+        };
+        match self.statement.function.as_str() {
+            "return" => Some(0),
+            "trap" => core::arch::wasm32::unreachable(),
+            "overflow" => Some(overflow(number) as u32),
+            "allocate" => {
+                let mut memory: Vec<u8> = Vec::new();
+                Some(u32::from(memory.try_reserve_exact(number as usize * 1024 * 1024).is_err()))
+            }
+            "work" => {
+                let started = std::time::Instant::now();
+                // The clock is looked at now and then only: that is a call of the host's.
+                while started.elapsed().as_millis() < u128::from(number) {
+                    std::hint::black_box((0..100_000u64).map(std::hint::black_box).sum::<u64>());
+                }
+                Some(0)
+            }
+            "exit" => std::process::exit(number as i32),
+            _ => None,
+        }
+    }
+
     /// What the log says of it.
     pub(crate) fn line(&self, status: u32, returned: &[Returned]) -> String {
-        let Statement { callback, text, .. } = self.statement;
-        let mut line = format!("[calls] {callback} {text} -> {status}");
+        let mut line = format!("{} -> {status}", self.statement.text);
         for value in returned {
             value.write(&mut line);
         }
         line
     }
+}
+
+/// What the places have that the host writes to, before it does.
+const UNWRITTEN: u32 = 0xAAAA_AAAA;
+
+#[expect(unconditional_recursion, reason = "that is its purpose")]
+fn overflow(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    overflow(depth + 1) + frame[1]
 }

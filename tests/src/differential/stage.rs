@@ -1,0 +1,221 @@
+//! [`Stage`]: both hosts with the same policy, and how a row is run on one of them.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portcullis_harness::{Host, RequestPlan};
+
+use super::outcome::Outcome;
+use super::policy::{self, SHARED, Upstreams};
+use super::row::{Row, Step};
+use super::transcript::{Told, Transcripts};
+use crate::client;
+use crate::process::DEADLINE;
+use crate::server::Server;
+use crate::upstream::Upstream;
+
+/// The next piece of a body follows when the guest has told something, or after this time: a guest that has paused
+/// everything tells nothing.
+const PIECE_PAUSE_MAX: Duration = Duration::from_millis(150);
+
+/// How long a row may take to come to its end.
+const ROW_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Both hosts and what stands behind them. Rows are run one at a time.
+pub struct Stage {
+    sides: [Side; 2],
+    origin: Upstream,
+    callee: Upstream,
+    fences: u32,
+    _folder: tempfile::TempDir,
+}
+
+struct Side {
+    host: Host,
+    server: Server,
+    transcripts: Arc<Transcripts>,
+}
+
+impl Stage {
+    /// Starts both hosts.
+    pub fn start(rows: &[Row]) -> Result<Stage, String> {
+        let (origin, callee) = (Upstream::start()?, Upstream::start()?);
+        let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
+        let upstreams = Upstreams { origin: origin.address(), callee: callee.address(), closed: closed_address()? };
+        let policy = policy::write(folder.path(), rows, &upstreams)?;
+        let side = |host: Host| -> Result<Side, String> {
+            let transcripts = Arc::new(Transcripts::default());
+            let noted = Arc::clone(&transcripts);
+            let server = Server::start_watched(host, &policy, move |line| !noted.note(line))?;
+            Ok(Side { host, server, transcripts })
+        };
+        let (ours, envoy) = std::thread::scope(|scope| {
+            let envoy = scope.spawn(|| side(Host::Envoy));
+            (side(Host::Host), envoy.join())
+        });
+        let envoy = envoy.map_err(|_| "starting Envoy panicked".to_owned())??;
+        Ok(Stage { sides: [envoy, ours?], origin, callee, fences: 0, _folder: folder })
+    }
+
+    /// Runs a row on one host.
+    pub fn run(&mut self, host: Host, row: &Row) -> Result<Outcome, String> {
+        let index = self.sides.iter().position(|side| side.host == host).ok_or("this host has no server")?;
+        self.fences += 1;
+        let Some(side) = self.sides.get_mut(index) else { return Err("this host has no server".to_owned()) };
+        let mut outcome = Outcome::default();
+        for step in &row.steps {
+            side.step(row, step, (&self.origin, &self.callee), &mut outcome)
+                .map_err(|error| format!("{error}\nlog of {}:\n{}", host.name(), side.server.log()))?;
+        }
+        side.finish(row, self.fences).map_err(|error| {
+            let told = side.transcripts.told(&row.id);
+            format!(
+                "{error}; its guest told\n{}\n{}\nlog of {}:\n{}",
+                told.roots.iter().flat_map(|(_, lines)| lines).cloned().collect::<Vec<_>>().join("\n"),
+                told.streams.join("\n"),
+                host.name(),
+                side.server.log()
+            )
+        })?;
+        let told = side.transcripts.told(&row.id);
+        let mut whole = Outcome::default();
+        if row.root {
+            whole.root(&told, row.until);
+        }
+        whole.streams(&told);
+        whole.lines.append(&mut outcome.lines);
+        if !row.metrics.is_empty() {
+            let counters = side.server.counters()?;
+            for name in &row.metrics {
+                let value = counters.get(*name).map_or("absent".to_owned(), i64::to_string);
+                whole.lines.push(format!("metric: {name} {value}"));
+            }
+        }
+        if !side.server.is_running() {
+            return Err(format!("{} has ended:\n{}", host.name(), side.server.log()));
+        }
+        Ok(whole)
+    }
+}
+
+impl Side {
+    /// Sends a step's request and notes what client and upstreams saw.
+    fn step(
+        &mut self,
+        row: &Row,
+        step: &Step,
+        (origin, callee): (&Upstream, &Upstream),
+        outcome: &mut Outcome,
+    ) -> Result<(), String> {
+        origin.answer_always(step.response.clone());
+        callee.answer(step.callouts.clone());
+        let pace = Pace::new(&self.transcripts, &row.id);
+        let upstream_pace = pace.clone();
+        origin.pace(move || upstream_pace.wait());
+        origin.take_requests();
+        callee.take_requests();
+        let request = self.request(row, step);
+        let deadline = Instant::now() + ROW_TIME_MAX;
+        let response = loop {
+            let response = client::send_paced(self.server.address(), &request, || pace.wait())?;
+            let status = response.as_ref().map(|response| response.status);
+            if step.until_status.is_none() || status == step.until_status {
+                break response;
+            }
+            if Instant::now() > deadline {
+                return Err(format!("never answered {:?}, but {status:?}", step.until_status));
+            }
+            // A VM comes back after a while, which nobody is told.
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        outcome.response(response.as_ref());
+        if row.upstream {
+            let mut requests = origin.take_requests();
+            while step.await_upstream && requests.is_empty() && Instant::now() < deadline {
+                // What is sent on at once may still arrive after the answer that the client has.
+                std::thread::sleep(Duration::from_millis(5));
+                requests = origin.take_requests();
+            }
+            outcome.upstream(&requests);
+        }
+        for request in callee.take_requests() {
+            outcome.request("callee", &request);
+        }
+        Ok(())
+    }
+
+    fn request(&self, row: &Row, step: &Step) -> RequestPlan {
+        let mut request = step.request.clone();
+        let chain =
+            if row.plugins.is_empty() { format!("/{SHARED}/{}", row.slug()) } else { format!("/{}/", row.slug()) };
+        request.path = format!("{chain}{}", request.path);
+        let script = step.script.as_ref().unwrap_or(&row.script);
+        request.fields.push("x-calls", script_field(&row.id, script));
+        request
+    }
+
+    /// Waits until the row's guests have told everything.
+    fn finish(&self, row: &Row, fence: u32) -> Result<(), String> {
+        if let Some(until) = row.until
+            && !self.transcripts.wait(&row.id, ROW_TIME_MAX, |told| told.contains(until))
+        {
+            return Err(format!("its guest never told `{until}`"));
+        }
+        if row.dies {
+            return self.fence(fence);
+        }
+        if row.steps.is_empty() || self.transcripts.wait(&row.id, ROW_TIME_MAX, Told::streams_have_ended) {
+            return Ok(());
+        }
+        Err("not every stream has ended".to_owned())
+    }
+
+    /// When another request, on the same worker, has come to its end, everything before it has been told.
+    fn fence(&self, number: u32) -> Result<(), String> {
+        let name = format!("fence-{number}");
+        let mut request = RequestPlan::new("GET", &format!("/{SHARED}/fence"));
+        request.fields.push("x-calls", script_field(&name, ""));
+        client::send(self.server.address(), &request)?;
+        if self.transcripts.wait(&name, DEADLINE, Told::streams_have_ended) {
+            return Ok(());
+        }
+        Err("the request after it has not ended".to_owned())
+    }
+}
+
+/// Lets the next piece go when the guest has told something since the last.
+#[derive(Clone)]
+struct Pace {
+    transcripts: Arc<Transcripts>,
+    row: String,
+    seen: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Pace {
+    fn new(transcripts: &Arc<Transcripts>, row: &str) -> Pace {
+        let seen = transcripts.told(row).len();
+        Pace { transcripts: Arc::clone(transcripts), row: row.to_owned(), seen: Arc::new(seen.into()) }
+    }
+
+    fn wait(&self) {
+        use std::sync::atomic::Ordering::SeqCst;
+        let seen = self.seen.load(SeqCst);
+        self.transcripts.wait(&self.row, PIECE_PAUSE_MAX, |told| told.len() > seen);
+        // What belongs to the same callback comes at once; let it.
+        std::thread::sleep(Duration::from_millis(10));
+        self.seen.store(self.transcripts.told(&self.row).len(), SeqCst);
+    }
+}
+
+/// A script as a field's value, which has no line breaks.
+fn script_field(row: &str, script: &str) -> String {
+    let lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    std::iter::once(format!("row: {row}")).chain(lines.map(str::to_owned)).collect::<Vec<_>>().join("; ")
+}
+
+/// An address on which nobody listens, for as long as nobody else asks the system for one.
+fn closed_address() -> Result<SocketAddr, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.map_err(|error| format!("no address: {error}"))
+}
