@@ -1,9 +1,12 @@
 //! `portcullis check`: everything that `serve` would check before it listens, and nothing else.
 
+use std::sync::Arc;
+
 use portcullis_config::Policy;
 use portcullis_proxy::Options;
 
 use crate::failure::Failure;
+use crate::operators::Host;
 use crate::{PolicyFile, code_cache, print};
 
 #[derive(Debug, clap::Args)]
@@ -18,7 +21,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
     let summary = summary(&policy);
     let code_cache = arguments.code_cache.open(&policy.code_cache);
-    portcullis_proxy::check(policy, Options { code_cache, ..Options::default() })?;
+    let operators = Arc::new(Host::default());
+    let options = Options { code_cache, operators: Some(Arc::<Host>::clone(&operators)), ..Options::default() };
+    let checked = portcullis_proxy::check(policy, options);
+    operators.stop();
+    checked?;
     print(&summary)
 }
 
@@ -28,11 +35,16 @@ fn summary(policy: &Policy) -> String {
         number => format!("{number} {one}s"),
     };
     format!(
-        "{}: ok ({}, {}, {}, {})\n",
+        "{}: ok ({}, {}, {}, {}{})\n",
         policy.name,
         count(policy.listeners.len(), "listener"),
         count(policy.filters.len(), "filter"),
         count(policy.upstreams.len(), "upstream"),
         count(policy.routes.len(), "route"),
+        if policy.operators.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", count(policy.operators.len(), "operator"))
+        },
     )
 }

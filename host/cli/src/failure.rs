@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use portcullis_proxy::StartError;
+use portcullis_proxy::{OperatorsRefused, StartError};
 
 /// What went wrong, by whose turn it is.
 #[derive(Debug)]
@@ -38,9 +38,10 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         let message = error.to_string();
         match error {
-            StartError::Load(_) | StartError::Filter(_) | StartError::NeedsRestart(_) => {
-                Failure::Configuration(message)
-            }
+            StartError::Load(_)
+            | StartError::Filter(_)
+            | StartError::NeedsRestart(_)
+            | StartError::Operators(OperatorsRefused::Policy(_)) => Failure::Configuration(message),
             _ => Failure::Running(message),
         }
     }

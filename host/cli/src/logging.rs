@@ -20,7 +20,7 @@ pub(crate) fn start(logging: &Logging) -> WorkerGuard {
         LogLevel::Error => "error",
     };
     // The libraries below us say nothing of use to those who run this.
-    let default = format!("warn,portcullis={level},portcullis_proxy={level}");
+    let default = format!("warn,portcullis={level},portcullis_proxy={level},portcullis_operators={level}");
     let filter = std::env::var(VARIABLE)
         .ok()
         .and_then(|directives| EnvFilter::try_new(directives).ok())

@@ -8,6 +8,7 @@ mod code_cache;
 mod envoy_config;
 mod failure;
 mod logging;
+mod operators;
 mod serve;
 mod test;
 
@@ -70,6 +71,11 @@ impl PolicyFile {
 }
 
 fn main() -> ExitCode {
+    // This binary starts itself again to confine an operator. First thing, while there is one thread.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|first| first == portcullis_operators::jail::SUBCOMMAND) {
+        return portcullis_operators::jail::main(words);
+    }
     let result = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),

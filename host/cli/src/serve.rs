@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_proxy::{Handle, Options, Server};
@@ -10,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::failure::Failure;
+use crate::operators::Host;
 use crate::{PolicyFile, code_cache, logging};
 
 #[derive(Debug, clap::Args)]
@@ -34,10 +36,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|error| Failure::Running(format!("cannot receive signals: {error}")))?;
     let https: Vec<bool> = policy.listeners.iter().map(|listener| listener.tls.is_some()).collect();
+    let operators = Arc::new(Host::default());
     let options = Options {
         access_log: Some(Box::new(io::stdout())),
         drain_time: Some(Duration::from_secs(arguments.drain_seconds)),
-        operators: None,
+        operators: Some(Arc::<Host>::clone(&operators)),
         code_cache: arguments.code_cache.open(&policy.code_cache),
     };
     let server = Server::prepare(policy, options)?;
@@ -59,6 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     signal_handle.close();
     drop(obeying.join());
+    operators.stop();
     if let Some(failure) = ready_failure {
         return Err(failure);
     }

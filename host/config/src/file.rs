@@ -37,7 +37,8 @@ pub struct Config {
     #[serde(default)]
     pub code_cache: CodeCache,
     /// The pool of machines that this one belongs to. An operator with another `placement.pool` is not started
-    /// here. Absent: only operators without a pool run here. Example: `acme`.
+    /// here, and a route to it is answered with 503. Absent: only operators without a pool run here. Example:
+    /// `acme`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
     /// The addresses that clients connect to. At least one, at most 64.
@@ -51,6 +52,9 @@ pub struct Config {
     /// The servers behind the proxy, by name. Filters' callouts use the same names. At most 1000.
     #[serde(default)]
     pub upstreams: BTreeMap<String, Upstream>,
+    /// How this machine runs operators.
+    #[serde(default)]
+    pub operator_host: OperatorHost,
     /// API handlers in JavaScript or TypeScript, by name, each in a locked process of its own. At most
     /// 1000.
     #[serde(default)]
@@ -458,7 +462,8 @@ pub struct Route {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub respond: Option<Respond>,
     /// Time from the end of the request to the end of the response; then 504. Absent: the upstream's
-    /// `request_timeout`, or the operator's `limits.wall_time`. Example: `30s`.
+    /// `request_timeout`; for an operator, one second more than its `limits.start_time` and `limits.wall_time`
+    /// together, so that these end the request first, with their own cause. Example: `30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Time>,
     /// Replaces the authority (`host`) that the upstream sees. Absent: the client's. Example: `orders.internal`.
@@ -540,9 +545,13 @@ pub struct Respond {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Operator {
-    /// The module with the default export; what it imports is bundled when it is loaded, and must lie in the
-    /// same folder or below. Example: `operators/hello/main.ts`.
+    /// The module with the default export; what it imports is bundled when it is loaded, and must lie in `root`.
+    /// Example: `operators/hello/main.ts`.
     pub entry: String,
+    /// The folder outside of which nothing is imported; for operators that share modules, the folder of them all.
+    /// Absent: the folder of `entry`. Example: `operators`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// What it may reach. Default: nothing.
     #[serde(default)]
     pub permissions: Permissions,
@@ -558,21 +567,63 @@ pub struct Operator {
     /// What happens on a machine that cannot give every layer of isolation. Default `best_effort`.
     #[serde(default)]
     pub isolation: Isolation,
+    /// Runs it without a just-in-time compiler: several times slower where it computes, but a whole class of flaws
+    /// in the engine is out of reach. Default `false`.
+    #[serde(default)]
+    pub interpreter_only: bool,
+    /// Lets `eval` and `new Function` work. What such code imports is not known when the operator is loaded, and
+    /// text that a client sent may become code. Default `false`.
+    #[serde(default)]
+    pub dangerously_allow_code_generation: bool,
+}
+
+/// How this machine runs operators. Each setting holds for all of them.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OperatorHost {
+    /// The folder of the operators' key-value stores and of the key that seals them. Made if it is absent; only
+    /// this user may enter it. Absent: `permissions.kv` is refused. Example: `/var/lib/portcullis/kv`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<String>,
+    /// The folder for what lives only as long as this host: sockets, and empty roots for processes. It must be on a
+    /// local disk or in memory. Absent: the system's temporary folder. Example: `/run/portcullis`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_folder: Option<String>,
+    /// The least isolation that is accepted of any operator; an operator may ask for more. Default `best_effort`.
+    pub isolation: Isolation,
+    /// Generic processes kept ready for operators that have the same memory limits and options, so that a start
+    /// takes a few milliseconds. Each takes about 15 MiB. `0`: none. Default `1`.
+    #[schemars(range(max = 64))]
+    pub prewarmed: u32,
+    /// Certificates of further authorities that operators' outbound requests may trust, PEM. Absent: only the
+    /// well-known ones. Example: `ca.pem`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+impl Default for OperatorHost {
+    fn default() -> Self {
+        Self { storage: None, run_folder: None, isolation: Isolation::default(), prewarmed: 1, ca: None }
+    }
 }
 
 /// What an operator may reach, by name. Nothing by default.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Permissions {
-    /// `host:port` pairs it may fetch from, through the host's egress. A name that resolves to a private or
-    /// link-local address is refused there. Example: `["api.example.com:443"]`.
+    /// `host:port` pairs it may fetch from, through the host's egress. A name that resolves to a private,
+    /// loopback or link-local address is refused there. Example: `["api.example.com:443"]`.
     pub net: Vec<String>,
+    /// `host:port` pairs it may fetch from although their addresses are private, loopback or link-local: services
+    /// of your own network, each named. Example: `["stock.internal:8080"]`.
+    pub private_net: Vec<String>,
     /// Variables of the host's environment that it sees in `env`. Example: `[REGION]`.
     pub env: Vec<String>,
     /// Secrets that the host puts into its outbound requests, by name. The operator writes `{{secret:NAME}}` into
     /// a field and never holds the value.
     pub secrets: BTreeMap<String, Secret>,
-    /// A private key-value store, encrypted at rest, of at most `limits.storage`. Default `false`.
+    /// A private key-value store, encrypted at rest, of at most `limits.storage`; needs `operator_host.storage`.
+    /// Default `false`.
     pub kv: bool,
     /// Files whose content is handed over; the process cannot open them. Example: `[prices.json]`.
     pub read: Vec<String>,
@@ -584,7 +635,7 @@ pub struct Permissions {
 pub struct Secret {
     /// The source: `{ env: STRIPE_KEY }` or `{ file: secrets/stripe }`.
     pub from: SecretSource,
-    /// The `host:port` pairs, each also in `net`, whose requests may carry it. At least one.
+    /// The `host:port` pairs, each also in `net` or `private_net`, whose requests may carry it. At least one.
     #[schemars(length(min = 1))]
     pub hosts: Vec<String>,
 }
@@ -603,13 +654,18 @@ pub enum SecretSource {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OperatorLimits {
-    /// Time for one request, waiting included; then 504. Default `15s`, as for upstreams.
+    /// Time from the moment a process takes a request to the last byte of the answer; then 503. Default `15s`, as
+    /// for upstreams.
     pub wall_time: Time,
-    /// CPU time for one request; then the process is killed and the client gets 503. Default `1s`: a handler
-    /// that serves 100 requests per second takes 10 ms, and a loop occupies a core until it is killed.
+    /// CPU time for one request; then 503, and a process that does not answer any more is killed and replaced.
+    /// Default `1s`: a handler that serves 100 requests per second takes 10 ms, and a loop occupies a core until it
+    /// is killed.
     pub cpu_time: Time,
-    /// Time for a process to start and be healthy. Default `10s`: 0.1 s is usual, a loaded machine takes
-    /// longer.
+    /// CPU time between two requests, for timers and `ctx.waitUntil`; then the process is killed and replaced.
+    /// Default `1s`.
+    pub background_cpu_time: Time,
+    /// Time that a request waits for a process, and that an operator's modules may take to run; then 503. Default
+    /// `10s`: 0.1 s is usual, a loaded machine takes longer.
     pub start_time: Time,
     /// JavaScript heap. Default `64MiB`.
     pub heap: Size,
@@ -620,11 +676,19 @@ pub struct OperatorLimits {
     pub request_bytes: Size,
     /// Response body; a longer one is cut off. Default `50MiB`.
     pub response_bytes: Size,
-    /// Requests at a time per process; further ones wait, then 503. Default `100`.
+    /// Requests at a time per process. When all `replicas` are busy with so many, further requests get 429 with
+    /// `retry-after`. Default `100`.
     pub concurrency: u32,
-    /// Outbound requests that one request may cause. Default `50`.
+    /// Outbound requests and uses of the key-value store that one request may cause. Default `50`.
     pub subrequests: u32,
-    /// Log lines per second and process; what is above is dropped and counted. Default `100`.
+    /// Time for one outbound request, from resolving the name to the last byte of the answer. Default `10s`.
+    pub subrequest_time: Time,
+    /// Body of one outbound request. Default `1MiB`.
+    pub subrequest_bytes: Size,
+    /// Body of the answer to one outbound request. Default `10MiB`.
+    pub subresponse_bytes: Size,
+    /// Log lines per second and process, ten times as many at once; what is above is dropped and counted. Default
+    /// `100`.
     pub log_lines_per_second: u32,
     /// Bytes in the key-value store. Default `64MiB`.
     pub storage: Size,
@@ -635,6 +699,7 @@ impl Default for OperatorLimits {
         Self {
             wall_time: Time::secs(15),
             cpu_time: Time::secs(1),
+            background_cpu_time: Time::secs(1),
             start_time: Time::secs(10),
             heap: Size::mib(64),
             memory: Size::mib(192),
@@ -642,6 +707,9 @@ impl Default for OperatorLimits {
             response_bytes: Size::mib(50),
             concurrency: 100,
             subrequests: 50,
+            subrequest_time: Time::secs(10),
+            subrequest_bytes: Size::mib(1),
+            subresponse_bytes: Size::mib(10),
             log_lines_per_second: 100,
             storage: Size::mib(64),
         }
@@ -656,11 +724,13 @@ pub struct Replicas {
     pub min: u32,
     /// Processes at the most, at least `min` and 1. Default `4`.
     pub max: u32,
+    /// A process above `min` that had no request for so long is stopped. Default `1m`.
+    pub idle_time: Time,
 }
 
 impl Default for Replicas {
     fn default() -> Self {
-        Self { min: 1, max: 4 }
+        Self { min: 1, max: 4, idle_time: Time::secs(60) }
     }
 }
 
@@ -668,8 +738,8 @@ impl Default for Replicas {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Placement {
-    /// CPUs that it has for itself: no other operator may name or use them. Absent: all that are not reserved.
-    /// Example: `[2, 3]`.
+    /// CPUs that it has for itself: no other operator may name or use them, and the host's own threads stay off
+    /// them. At least one CPU must be left. Absent: all that are not reserved. Example: `[2, 3]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Vec<u32>>,
     /// The pool of machines it may run on; a machine's own is the `pool` at the top of the file. Absent: machines

@@ -44,7 +44,7 @@ pub use files::{Files, Folder, InMemory};
 pub use mistake::{Mistake, Mistakes, Position};
 pub use policy::{
     Authorities, Bytes, CodeCache, Endpoint, FieldPattern, Filter, HostPort, Listener, ListenerLimits, ListenerTls,
-    Network, Operator, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
+    Network, Operator, OperatorHost, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
 };
 pub use route::{
     Action, FieldCondition, FieldLines, FieldTest, HostPattern, PathPattern, PathRewrite, Response, Route, Segment,

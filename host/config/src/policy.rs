@@ -49,6 +49,8 @@ pub struct Policy {
     pub filters: Vec<Filter>,
     /// All upstreams, by name.
     pub upstreams: Vec<Upstream>,
+    /// How operators are run here.
+    pub operator_host: OperatorHost,
     /// All operators, by name.
     pub operators: Vec<Operator>,
     /// All routes, in order; at least one.
@@ -299,8 +301,12 @@ pub struct Operator {
     pub name: String,
     /// The entry module, absolute; it exists.
     pub entry: PathBuf,
+    /// The folder outside of which nothing is imported, absolute; it holds `entry`.
+    pub root: PathBuf,
     /// Hosts it may fetch from, host in lower case.
     pub net: Vec<HostPort>,
+    /// Hosts it may fetch from although their addresses are not public.
+    pub private_net: Vec<HostPort>,
     /// Variables of the host's environment that it sees.
     pub env: Vec<String>,
     /// Secrets put into its outbound requests.
@@ -319,6 +325,25 @@ pub struct Operator {
     pub pool: Option<String>,
     /// What a missing layer of isolation does.
     pub isolation: Isolation,
+    /// Whether it runs without a just-in-time compiler.
+    pub interpreter_only: bool,
+    /// Whether `eval` and the like work.
+    pub code_generation: bool,
+}
+
+/// How operators are run here.
+#[derive(Clone, Debug)]
+pub struct OperatorHost {
+    /// The folder of the stores, absolute.
+    pub storage: Option<PathBuf>,
+    /// The folder for sockets and the like, absolute.
+    pub run_folder: Option<PathBuf>,
+    /// The least isolation that is accepted.
+    pub isolation: Isolation,
+    /// Generic processes kept ready.
+    pub prewarmed: usize,
+    /// Further authorities for outbound requests.
+    pub ca: Option<Authorities>,
 }
 
 impl Operator {
@@ -355,7 +380,7 @@ pub struct OperatorSecret {
     pub name: String,
     /// Where the value comes from.
     pub source: SecretSource,
-    /// Where it may go; each is also in the operator's `net`.
+    /// Where it may go; each is also in the operator's `net` or `private_net`.
     pub hosts: Vec<HostPort>,
 }
 

@@ -209,7 +209,7 @@ fn orders() -> BTreeMap<&'static str, &'static [&'static str]> {
     }
     let types = orders! {
         Admin Logging CodeCache Listener ListenerTls ListenerLimits Filter Environment Reload FilterLimits Upstream UpstreamTls
-        Route Match HeaderMatch Respond Operator Permissions Secret OperatorLimits Replicas Placement
+        Route Match HeaderMatch Respond OperatorHost Operator Permissions Secret OperatorLimits Replicas Placement
     };
     types.into_iter().chain([("portcullis.yaml", settings_of::<file::Config>())]).collect()
 }

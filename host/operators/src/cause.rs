@@ -54,11 +54,13 @@ pub enum Cause {
     Stopping,
     /// There is no operator of this name.
     Unknown,
+    /// It runs on hosts of another pool.
+    Elsewhere,
 }
 
 impl Cause {
     /// All of them, for metrics and documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::RequestBytes,
         Self::RequestTime,
         Self::RequestRefused,
@@ -80,6 +82,7 @@ impl Cause {
         Self::StartFailed,
         Self::Stopping,
         Self::Unknown,
+        Self::Elsewhere,
     ];
 
     /// Status, stable id, and a sentence for the client. The sentence says what, never why in the operator's own terms.
@@ -137,6 +140,9 @@ impl Cause {
             }
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "operator_stopping", "the handler is being stopped"),
             Self::Unknown => (StatusCode::NOT_FOUND, "operator_unknown", "there is no such handler"),
+            Self::Elsewhere => {
+                (StatusCode::SERVICE_UNAVAILABLE, "operator_elsewhere", "the handler does not run on this host")
+            }
         }
     }
 

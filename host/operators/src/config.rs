@@ -8,73 +8,56 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::egress::{Grants, Secret};
 use crate::engine::Class;
 use crate::jail::Isolation;
+use crate::placement;
 
 /// One operator as it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorConfig {
     /// The entry module, relative to the policy file, e.g. `operators/hello/main.ts`.
     pub entry: PathBuf,
     /// Folder outside of which nothing is imported. Default: the folder of `entry`.
-    #[serde(default)]
     pub root: Option<PathBuf>,
     /// What it may reach, as `host:port`, e.g. `api.example.com:443`. Public addresses only. Default: nothing.
-    #[serde(default)]
     pub net: Vec<String>,
     /// What it may reach although the address is private, loopback or link-local, as `host:port`. Default: nothing.
-    #[serde(default)]
     pub private_net: Vec<String>,
     /// Plain values of `env`. Default: none.
-    #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Values that it may use in requests without ever holding them. Default: none.
-    #[serde(default)]
     pub secrets: BTreeMap<String, SecretConfig>,
     /// A store of its own, `env.kv`. Default: none.
-    #[serde(default)]
     pub kv: Option<KvConfig>,
     /// Files whose contents it is handed: the name under which it asks for one, and where that is, relative to the policy
     /// file. Default: none.
-    #[serde(default)]
     pub read: BTreeMap<String, PathBuf>,
     /// Limits; each has a default.
-    #[serde(default)]
-    pub limits: LimitsConfig,
+    pub limits: Limits,
     /// How many processes.
-    #[serde(default)]
-    pub scale: ScaleConfig,
+    pub replicas: Replicas,
     /// Where it runs. Default: anywhere.
-    #[serde(default)]
-    pub placement: PlacementConfig,
+    pub placement: Placement,
     /// Runs without a just-in-time compiler: slower, but a whole class of engine flaws is out of reach.
-    #[serde(default)]
     pub interpreter_only: bool,
     /// Lets `eval` and `new Function` work.
-    #[serde(default)]
     pub dangerously_allow_code_generation: bool,
     /// Which missing layers are tolerated. The host's own [`Settings::isolation`] may be stricter, never laxer.
-    #[serde(default)]
     pub isolation: Isolation,
 }
 
 /// Where a secret comes from and where it may go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretConfig {
     /// Where the value is.
     pub from: SecretSource,
     /// The only destinations to which it is sent, as `host:port`; each must be granted as well.
-    pub to: Vec<String>,
+    pub hosts: Vec<String>,
 }
 
 /// Where a secret's value is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// A variable of the host's environment.
     Env(String),
@@ -94,34 +77,28 @@ impl SecretSource {
 }
 
 /// The key-value store of one operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvConfig {
-    /// Most that keys and values together may take. Default 1 MiB.
-    #[serde(default = "kv_bytes_default")]
+    /// Most that keys and values together may take.
     pub bytes_max: u64,
 }
 
-fn kv_bytes_default() -> u64 {
-    1 << 20
-}
-
-/// Limits of one operator. Each has a named [`crate::Cause`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LimitsConfig {
-    /// From the request's arrival to the last byte of the answer.
-    pub wall_milliseconds: u64,
+/// Limits of one operator. Each has a named [`crate::Cause`], but those on what it asks of the host, which it sees as
+/// exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the moment a process takes the request to the last byte of the answer.
+    pub wall: Duration,
     /// CPU time for one request. With several at once, what the process used is shared out among them.
-    pub cpu_milliseconds: u64,
+    pub cpu: Duration,
     /// CPU time between two requests (timers, `waitUntil`).
-    pub background_cpu_milliseconds: u64,
-    /// From a request for a process to its readiness.
-    pub start_milliseconds: u64,
+    pub background_cpu: Duration,
+    /// From a request for a process to its readiness; also what the modules may take to run.
+    pub start: Duration,
     /// JavaScript heap.
-    pub heap_mebibytes: u64,
+    pub heap_bytes: u64,
     /// All memory beyond what the engine needs for itself: heap, buffers, WebAssembly, private files.
-    pub memory_mebibytes: u64,
+    pub memory_bytes: u64,
     /// Request body.
     pub request_bytes: u64,
     /// Response body.
@@ -135,57 +112,55 @@ pub struct LimitsConfig {
     /// Body of the answer to an outgoing request.
     pub subresponse_bytes: u64,
     /// For an outgoing request, from resolution to the last byte of its answer.
-    pub subrequest_milliseconds: u64,
+    pub subrequest: Duration,
     /// Log lines a second, with ten times as many at once.
     pub log_lines_per_second: u32,
     /// Private files (caches of the platform; gone with the process).
-    pub private_mebibytes: u64,
+    pub private_bytes: u64,
 }
 
-impl Default for LimitsConfig {
+impl Default for Limits {
     fn default() -> Self {
         Self {
-            wall_milliseconds: 15_000,
-            cpu_milliseconds: 1_000,
-            background_cpu_milliseconds: 1_000,
-            start_milliseconds: 5_000,
-            heap_mebibytes: 64,
-            memory_mebibytes: 128,
-            request_bytes: 1 << 20,
-            response_bytes: 10 << 20,
-            concurrency: 64,
-            subrequests: 16,
+            wall: Duration::from_secs(15),
+            cpu: Duration::from_secs(1),
+            background_cpu: Duration::from_secs(1),
+            start: Duration::from_secs(10),
+            heap_bytes: 64 << 20,
+            memory_bytes: 192 << 20,
+            request_bytes: 10 << 20,
+            response_bytes: 50 << 20,
+            concurrency: 100,
+            subrequests: 50,
             subrequest_bytes: 1 << 20,
             subresponse_bytes: 10 << 20,
-            subrequest_milliseconds: 10_000,
-            log_lines_per_second: 50,
-            private_mebibytes: 4,
+            subrequest: Duration::from_secs(10),
+            log_lines_per_second: 100,
+            private_bytes: 4 << 20,
         }
     }
 }
 
 /// How many processes of one operator there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScaleConfig {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replicas {
     /// Kept even when idle; 0 means started by the first request.
     pub min: u32,
     /// Never more.
     pub max: u32,
     /// A process above `min` without a request for so long is stopped.
-    pub idle_seconds: u64,
+    pub idle: Duration,
 }
 
-impl Default for ScaleConfig {
+impl Default for Replicas {
     fn default() -> Self {
-        Self { min: 1, max: 2, idle_seconds: 60 }
+        Self { min: 1, max: 4, idle: Duration::from_secs(60) }
     }
 }
 
 /// Where an operator runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PlacementConfig {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
     /// CPUs that run this operator and no other. Default: shared ones.
     pub cpus: Vec<usize>,
     /// Runs only on hosts of this pool. Default: on any.
@@ -193,7 +168,7 @@ pub struct PlacementConfig {
 }
 
 /// Settings of the host that hold for all operators.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Which missing layers are tolerated.
     pub isolation: Isolation,
@@ -217,6 +192,9 @@ pub struct Settings {
     pub dev: bool,
     /// Further certificate authorities for outgoing TLS, PEM. Beside the well-known ones.
     pub extra_roots: Option<PathBuf>,
+    /// Keeps every thread of the embedding process off the CPUs that belong to one operator each. For a process that
+    /// does nothing else and holds one [`crate::Operators`].
+    pub keep_host_off_reserved_cpus: bool,
 }
 
 impl Default for Settings {
@@ -233,6 +211,7 @@ impl Default for Settings {
             kill_after: Duration::from_secs(2),
             dev: false,
             extra_roots: None,
+            keep_host_off_reserved_cpus: false,
         }
     }
 }
@@ -240,7 +219,7 @@ impl Default for Settings {
 /// A mistake: where, what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// E.g. `operators.hello.net[1]`.
+    /// As the policy file has it, e.g. `operators.hello.permissions.net[1]`.
     pub path: String,
     /// What is wrong.
     pub problem: String,
@@ -256,24 +235,6 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Limits as the running parts use them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub(crate) wall: Duration,
-    pub(crate) cpu: Duration,
-    pub(crate) background_cpu: Duration,
-    pub(crate) start: Duration,
-    pub(crate) memory_bytes: u64,
-    pub(crate) request_bytes: u64,
-    pub(crate) response_bytes: u64,
-    pub(crate) concurrency: u32,
-    pub(crate) subrequests: u32,
-    pub(crate) subrequest_bytes: u64,
-    pub(crate) subresponse_bytes: u64,
-    pub(crate) subrequest: Duration,
-    pub(crate) log_lines_per_second: u32,
-}
-
 /// An operator that can run: everything checked, nothing read yet but secrets and granted files.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Operator {
@@ -285,7 +246,7 @@ pub struct Operator {
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     pub(crate) kv_bytes_max: Option<u64>,
     pub(crate) limits: Limits,
-    pub(crate) scale: ScaleConfig,
+    pub(crate) replicas: Replicas,
     pub(crate) cpus: Vec<usize>,
     pub(crate) class: Class,
 }
@@ -354,9 +315,9 @@ impl OperatorConfig {
             secrets: BTreeMap::new(),
             kv: None,
             read: BTreeMap::new(),
-            limits: LimitsConfig::default(),
-            scale: ScaleConfig::default(),
-            placement: PlacementConfig::default(),
+            limits: Limits::default(),
+            replicas: Replicas::default(),
+            placement: Placement::default(),
             interpreter_only: false,
             dangerously_allow_code_generation: false,
             isolation: Isolation::default(),
@@ -391,29 +352,35 @@ impl OperatorConfig {
         let env = self.environment(&grants, &mut mistakes);
         let files = self.granted_files(folder, &mut mistakes);
         if self.kv.is_some() && settings.kv_folder.is_none() {
-            mistakes.add("kv", "this host has no folder for stores", "give the host a folder for them, or remove `kv`");
+            mistakes.add(
+                "permissions.kv",
+                "this host has no folder for stores",
+                "give the host a folder for them, or remove `kv`",
+            );
         }
-        let limits = self.limits(&mut mistakes);
-        if self.scale.max == 0 || self.scale.min > self.scale.max {
-            mistakes.add("scale", "`max` must be at least 1 and at least `min`", "e.g. `{ min: 1, max: 2 }`");
+        self.check_limits(&mut mistakes);
+        if self.replicas.max == 0 || self.replicas.min > self.replicas.max {
+            mistakes.add("replicas", "`max` must be at least 1 and at least `min`", "e.g. `{ min: 1, max: 2 }`");
         }
-        if let Some(pool) = &self.placement.pool
-            && settings.pool.as_ref() != Some(pool)
-        {
-            let here = settings.pool.as_deref().unwrap_or("no pool");
+        if self.placement.pool != settings.pool {
+            let named =
+                |pool: &Option<String>| pool.as_ref().map_or("no pool".to_owned(), |pool| format!("pool `{pool}`"));
             mistakes.add(
                 "placement.pool",
-                format!("this operator runs in pool `{pool}` only, and this host is in {here}"),
+                format!(
+                    "this operator runs in {} only, and this host is in {}",
+                    named(&self.placement.pool),
+                    named(&settings.pool)
+                ),
                 "serve it from a host of that pool",
             );
         }
-        let known = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         for (index, cpu) in self.placement.cpus.iter().enumerate() {
-            if *cpu >= known.max(1) {
+            if !placement::usable().contains(cpu) {
                 mistakes.add(
                     &format!("placement.cpus[{index}]"),
-                    format!("this machine has no CPU {cpu}"),
-                    format!("use 0 to {}", known - 1),
+                    format!("this host has no CPU {cpu}"),
+                    format!("it has {}", listed(placement::usable())),
                 );
             }
         }
@@ -428,15 +395,15 @@ impl OperatorConfig {
             env,
             files,
             kv_bytes_max: self.kv.map(|kv| kv.bytes_max),
-            limits,
-            scale: self.scale,
+            limits: self.limits,
+            replicas: self.replicas,
             cpus: self.placement.cpus.clone(),
             class: Class {
-                heap_bytes: self.limits.heap_mebibytes << 20,
-                memory_bytes: self.limits.memory_mebibytes << 20,
+                heap_bytes: self.limits.heap_bytes,
+                memory_bytes: self.limits.memory_bytes,
                 interpreter_only: self.interpreter_only,
                 code_generation: self.dangerously_allow_code_generation,
-                private_bytes: self.limits.private_mebibytes << 20,
+                private_bytes: self.limits.private_bytes,
                 required: Isolation::Required == self.isolation || Isolation::Required == settings.isolation,
             },
         })
@@ -444,7 +411,9 @@ impl OperatorConfig {
 
     fn grants(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Grants {
         let mut grants = Grants::default();
-        for (list, name, private) in [(&self.net, "net", false), (&self.private_net, "private_net", true)] {
+        for (list, name, private) in
+            [(&self.net, "permissions.net", false), (&self.private_net, "permissions.private_net", true)]
+        {
             for (index, text) in list.iter().enumerate() {
                 if let Err(problem) = grants.allow(text, private) {
                     mistakes.add(&format!("{name}[{index}]"), problem, "write `host:port`, e.g. `api.example.com:443`");
@@ -452,24 +421,24 @@ impl OperatorConfig {
             }
         }
         for (name, secret) in &self.secrets {
-            let path = format!("secrets.{name}");
+            let path = format!("permissions.secrets.{name}");
             if !is_environment_name(name) {
                 mistakes.add(&path, "not a name for `env`", "use letters, digits and `_`, and no leading digit");
             }
-            if secret.to.is_empty() {
-                mistakes.add(&path, "`to` is empty, so it could not be used", "list where it goes, as `host:port`");
+            if secret.hosts.is_empty() {
+                mistakes.add(&path, "`hosts` is empty, so it could not be used", "list where it goes, as `host:port`");
             }
-            for (index, text) in secret.to.iter().enumerate() {
+            for (index, text) in secret.hosts.iter().enumerate() {
                 if !grants.is_granted(text) {
                     mistakes.add(
-                        &format!("{path}.to[{index}]"),
+                        &format!("{path}.hosts[{index}]"),
                         format!("`{text}` is not granted"),
-                        format!("add `{text}` to `net`"),
+                        format!("add `{text}` to `permissions.net`"),
                     );
                 }
             }
             match secret.from.read(folder).map(Secret::new) {
-                Ok(Some(value)) => grants.add_secret(name, value, &secret.to),
+                Ok(Some(value)) => grants.add_secret(name, value, &secret.hosts),
                 Ok(None) => mistakes.add(&path, "the value is empty or cannot stand in a header", "one line of text"),
                 Err(problem) => mistakes.add(&path, problem, "name a readable file or a variable that is set"),
             }
@@ -482,13 +451,13 @@ impl OperatorConfig {
         for name in self.env.keys() {
             if !is_environment_name(name) || matches!(name.as_str(), "kv" | "files" | "__proto__") {
                 mistakes.add(
-                    &format!("env.{name}"),
+                    &format!("permissions.env.{name}"),
                     "not a name for `env`",
                     "use letters, digits and `_`; `kv` and `files` are taken",
                 );
             }
             if self.secrets.contains_key(name) {
-                mistakes.add(&format!("env.{name}"), "also a secret", "use each name once");
+                mistakes.add(&format!("permissions.env.{name}"), "also a secret", "use each name once");
             }
         }
         env.extend(grants.placeholders());
@@ -499,7 +468,7 @@ impl OperatorConfig {
         let mut files = BTreeMap::new();
         let mut total = 0_usize;
         for (name, path) in &self.read {
-            let field = format!("read.{name}");
+            let field = format!("permissions.read.{name}");
             match read_limited(&folder.join(path), GRANTED_FILE_BYTES_MAX) {
                 Ok(contents) => {
                     total = total.saturating_add(contents.len());
@@ -510,7 +479,7 @@ impl OperatorConfig {
         }
         if total > GRANTED_FILES_BYTES_MAX {
             mistakes.add(
-                "read",
+                "permissions.read",
                 "the files are longer than 4 MiB together",
                 "hand over fewer, or serve them otherwise",
             );
@@ -518,50 +487,35 @@ impl OperatorConfig {
         files
     }
 
-    fn limits(&self, mistakes: &mut Mistakes<'_>) -> Limits {
+    fn check_limits(&self, mistakes: &mut Mistakes<'_>) {
         let limits = &self.limits;
         let positive = [
-            ("wall_milliseconds", limits.wall_milliseconds),
-            ("cpu_milliseconds", limits.cpu_milliseconds),
-            ("background_cpu_milliseconds", limits.background_cpu_milliseconds),
-            ("start_milliseconds", limits.start_milliseconds),
-            ("subrequest_milliseconds", limits.subrequest_milliseconds),
-            ("concurrency", limits.concurrency.into()),
-            ("log_lines_per_second", limits.log_lines_per_second.into()),
-            ("private_mebibytes", limits.private_mebibytes),
+            ("wall", limits.wall.is_zero()),
+            ("cpu", limits.cpu.is_zero()),
+            ("background_cpu", limits.background_cpu.is_zero()),
+            ("start", limits.start.is_zero()),
+            ("subrequest", limits.subrequest.is_zero()),
+            ("concurrency", limits.concurrency == 0),
+            ("log_lines_per_second", limits.log_lines_per_second == 0),
+            ("private_bytes", limits.private_bytes == 0),
         ];
-        for (name, value) in positive {
-            if value == 0 {
-                mistakes.add(&format!("limits.{name}"), "must be at least 1", "leave it out for the default");
+        for (name, is_zero) in positive {
+            if is_zero {
+                mistakes.add(&format!("limits.{name}"), "must be more than nothing", "leave it out for the default");
             }
         }
-        if !(16..=4096).contains(&limits.heap_mebibytes) {
-            mistakes.add("limits.heap_mebibytes", "must be 16 to 4096", "64 is the default");
+        if !(16 << 20..=4096 << 20).contains(&limits.heap_bytes) {
+            mistakes.add("limits.heap_bytes", "must be 16 MiB to 4 GiB", "64 MiB is the default");
         }
-        if limits.memory_mebibytes < limits.heap_mebibytes || limits.memory_mebibytes > 65_536 {
+        if limits.memory_bytes < limits.heap_bytes || limits.memory_bytes > 64 << 30 {
             mistakes.add(
-                "limits.memory_mebibytes",
-                "must be at least `heap_mebibytes` and at most 65536",
+                "limits.memory_bytes",
+                "must be at least `heap_bytes` and at most 64 GiB",
                 "twice the heap is usual",
             );
         }
         if limits.concurrency > 4096 {
-            mistakes.add("limits.concurrency", "must be at most 4096", "raise `scale.max` instead");
-        }
-        Limits {
-            wall: Duration::from_millis(limits.wall_milliseconds),
-            cpu: Duration::from_millis(limits.cpu_milliseconds),
-            background_cpu: Duration::from_millis(limits.background_cpu_milliseconds),
-            start: Duration::from_millis(limits.start_milliseconds),
-            memory_bytes: limits.memory_mebibytes << 20,
-            request_bytes: limits.request_bytes,
-            response_bytes: limits.response_bytes,
-            concurrency: limits.concurrency,
-            subrequests: limits.subrequests,
-            subrequest_bytes: limits.subrequest_bytes,
-            subresponse_bytes: limits.subresponse_bytes,
-            subrequest: Duration::from_millis(limits.subrequest_milliseconds),
-            log_lines_per_second: limits.log_lines_per_second,
+            mistakes.add("limits.concurrency", "must be at most 4096", "raise `replicas.max` instead");
         }
     }
 }
@@ -586,8 +540,7 @@ pub fn check_placement(operators: &[Operator]) -> Result<BTreeSet<usize>, Vec<Co
             }
         }
     }
-    let known = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if !owners.is_empty() && owners.len() >= known {
+    if !owners.is_empty() && placement::usable().iter().all(|cpu| owners.contains_key(cpu)) {
         mistakes.push(ConfigError {
             path: "operators".to_owned(),
             problem: "`placement.cpus` leaves no CPU for the host and the other operators".to_owned(),
@@ -595,6 +548,21 @@ pub fn check_placement(operators: &[Operator]) -> Result<BTreeSet<usize>, Vec<Co
         });
     }
     if mistakes.is_empty() { Ok(owners.into_keys().collect()) } else { Err(mistakes) }
+}
+
+/// Numbers in order, e.g. `0 to 3, 6`.
+fn listed(numbers: &BTreeSet<usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *number => *last = *number,
+            _ => runs.push((*number, *number)),
+        }
+    }
+    let run = |(first, last): &(usize, usize)| {
+        if first == last { first.to_string() } else { format!("{first} to {last}") }
+    };
+    runs.iter().map(run).collect::<Vec<_>>().join(", ")
 }
 
 fn is_environment_name(name: &str) -> bool {
@@ -653,17 +621,21 @@ mod tests {
         assert!(
             mistakes(|config| config.placement.cpus = vec![9999])[0].starts_with("operators.hello.placement.cpus[0]")
         );
-        assert!(mistakes(|config| config.placement.pool = Some("acme".into()))[0].contains("in pool `acme` only"));
+        assert!(
+            mistakes(|config| config.placement.pool = Some("acme".into()))[0]
+                .contains("in pool `acme` only, and this host is in no pool")
+        );
         assert!(mistakes(|config| config.kv = Some(KvConfig { bytes_max: 1 }))[0].contains("no folder for stores"));
-        assert!(mistakes(|config| config.scale.max = 0)[0].starts_with("operators.hello.scale"));
+        assert!(mistakes(|config| config.replicas.max = 0)[0].starts_with("operators.hello.replicas"));
         assert!(mistakes(|config| drop(config.env.insert("kv".into(), "x".into())))[0].contains("env.kv"));
     }
 
     #[test]
     fn a_secret_needs_a_granted_destination() {
-        let secret = SecretConfig { from: SecretSource::File("token".into()), to: vec!["api.example.com:443".into()] };
+        let secret =
+            SecretConfig { from: SecretSource::File("token".into()), hosts: vec!["api.example.com:443".into()] };
         let found = mistakes(|config| drop(config.secrets.insert("TOKEN".into(), secret.clone())));
-        assert_eq!(found, ["operators.hello.secrets.TOKEN.to[0]: `api.example.com:443` is not granted"]);
+        assert_eq!(found, ["operators.hello.permissions.secrets.TOKEN.hosts[0]: `api.example.com:443` is not granted"]);
         let found = mistakes(|config| {
             config.net = vec!["api.example.com:443".into()];
             config.secrets.insert("TOKEN".into(), secret);
@@ -678,7 +650,7 @@ mod tests {
         config.net = vec!["api.example.com:443".into()];
         config
             .secrets
-            .insert("T".into(), SecretConfig { from: SecretSource::File("token".into()), to: config.net.clone() });
+            .insert("T".into(), SecretConfig { from: SecretSource::File("token".into()), hosts: config.net.clone() });
         let operator = config.compile("hello", folder.path(), &Settings::default()).unwrap();
         assert!(!format!("{operator:?} {:?} {:?}", operator.grants, operator.env).contains("s3cret"));
     }
@@ -691,6 +663,12 @@ mod tests {
         let operators = ["a", "b"].map(|name| config.compile(name, folder.path(), &Settings::default()).unwrap());
         let mistakes = check_placement(&operators).unwrap_err();
         assert!(mistakes[0].to_string().contains("CPU 0 belongs to operator `a` already"), "{}", mistakes[0]);
+    }
+
+    #[test]
+    fn numbers_are_listed_as_runs() {
+        assert_eq!(listed(&BTreeSet::from([0, 1, 2, 3, 6, 8, 9])), "0 to 3, 6, 8 to 9");
+        assert_eq!(listed(&BTreeSet::new()), "");
     }
 
     #[test]

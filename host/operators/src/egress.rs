@@ -65,7 +65,7 @@ impl Grants {
             && !private
             && !is_public(address)
         {
-            return Err(format!("`{text}` is not a public address; it belongs in `private_net`"));
+            return Err(format!("`{text}` is not a public address; it belongs in `permissions.private_net`"));
         }
         *self.destinations.entry(destination).or_default() |= private;
         Ok(())
@@ -100,7 +100,7 @@ impl Grants {
                 if !destinations.contains(to) {
                     return Err(Refusal::new(
                         "secret",
-                        format!("secret `{name}` may not go to {}:{}; add it to the secret's `to` list", to.0, to.1),
+                        format!("secret `{name}` may not go to {}:{}; add it to the secret's `hosts`", to.0, to.1),
                     ));
                 }
                 let replaced = replace(value.as_bytes(), mark.as_bytes(), secret.0.as_bytes());
@@ -329,7 +329,7 @@ impl Egress {
         let Some(private) = grants.destinations.get(&target.destination).copied() else {
             let (host, port) = &target.destination;
             let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-            return Err(Refusal::new("net", format!("needs net {shown}; add `{shown}` to the operator's `net` list")));
+            return Err(Refusal::new("net", format!("needs net {shown}; add `{shown}` to its `permissions.net`")));
         };
         if is_too_long(body.size_hint().exact(), limits.subrequest_bytes) {
             return Err(too_long("request", limits.subrequest_bytes));
@@ -383,7 +383,9 @@ impl Egress {
         fitting.map(|address| SocketAddr::new(address.ip(), *port)).ok_or_else(|| {
             Refusal::new(
                 "private_address",
-                format!("{host} is at a private address, and the grant does not say that one is meant"),
+                format!(
+                    "{host} is at a private address; if that is meant, add `{host}:{port}` to its `permissions.private_net`"
+                ),
             )
         })
     }
@@ -495,7 +497,7 @@ mod tests {
         for bad in ["a", "a:0", "a:65536", "a b:1", "::1:80", "[::1:80", "a/b:1", ":1", "*:1"] {
             assert!(grants.allow(bad, true).is_err(), "{bad}");
         }
-        assert!(grants.allow("127.0.0.1:80", false).unwrap_err().contains("private_net"));
+        assert!(grants.allow("127.0.0.1:80", false).unwrap_err().contains("permissions.private_net"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,10 @@ use crate::cause::Cause;
 use crate::config::{Operator, Settings, check_placement};
 use crate::egress::{Egress, Resolve, SystemResolver};
 use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
-use crate::jail::{Isolation, LaunchError, Report, Rlimits, Spec};
+use crate::jail::{Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
 use crate::kv::Store;
 use crate::logs::{Lines, LogBook, LogLine, Rate};
+use crate::placement;
 use crate::pool::{Backoff, Counters, Pool};
 use crate::process::{Assigned, Process};
 use crate::sys;
@@ -153,7 +154,8 @@ impl fmt::Debug for Operators {
 }
 
 enum Command {
-    Apply(Vec<Operator>, oneshot::Sender<Result<(), Vec<ApplyError>>>),
+    Prepare(Vec<Operator>, oneshot::Sender<Prepared>),
+    Commit(OperatorSet, oneshot::Sender<()>),
     Status(oneshot::Sender<Vec<ProcessStatus>>),
     Stop(oneshot::Sender<()>),
 }
@@ -161,9 +163,78 @@ enum Command {
 /// What outlives an operator's versions.
 type Book = (Arc<LogBook>, Arc<Counters>);
 
+/// What came of preparing: what is (or stays) loaded, and every operator that is not as asked.
+struct Prepared {
+    set: OperatorSet,
+    errors: Vec<ApplyError>,
+}
+
+/// Operators that are loaded and answer: those of one configuration. Cheap to clone.
+///
+/// It keeps its versions alive. Whoever decided to send a request to one of them by a configuration holds that
+/// configuration's set, so nothing that a reload takes away is missed by a request that is still on its way. A version that
+/// no set holds any more is drained and ends.
+#[derive(Clone)]
+pub struct OperatorSet {
+    shared: Arc<Shared>,
+    serving: Arc<HashMap<String, Arc<Serving>>>,
+}
+
+impl fmt::Debug for OperatorSet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("OperatorSet").field("names", &self.serving.keys()).finish_non_exhaustive()
+    }
+}
+
+impl OperatorSet {
+    /// Has an operator answer a request. Limits hold from here on; the response's body keeps them, too.
+    ///
+    /// `request` has an absolute address, or a `Host` field; a scheme in its address becomes that of `request.url`.
+    ///
+    /// # Errors
+    /// [`OperatorError`], which knows the response to give instead.
+    pub async fn call<B>(&self, operator: &str, request: Request<B>) -> Result<Response<OperatorBody>, OperatorError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let Some(serving) = self.serving.get(operator) else {
+            return Err(OperatorError { cause: Cause::Unknown, operator: operator.to_owned() });
+        };
+        let pool = &serving.0;
+        let _busy = Busy::new(&self.shared);
+        pool.counters.count_request();
+        call::call(pool, request).await.map_err(|cause| failed(&pool.counters, operator, cause))
+    }
+
+    /// Counts and logs a request that its caller cannot hand to an operator.
+    #[must_use]
+    pub fn refuse(&self, operator: &str, cause: Cause) -> OperatorError {
+        let (_, counters) = self.shared.book(operator);
+        counters.count_request();
+        failed(&counters, operator, cause)
+    }
+}
+
+fn failed(counters: &Counters, operator: &str, cause: Cause) -> OperatorError {
+    counters.count_cause(cause);
+    tracing::warn!(operator, cause = cause.id(), "a request was not answered by its operator");
+    OperatorError { cause, operator: operator.to_owned() }
+}
+
+/// A pool for as long as some set holds it.
+struct Serving(Arc<Pool>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.stopping.send_replace(true);
+    }
+}
+
 #[derive(Default)]
 struct Shared {
-    table: ArcSwap<HashMap<String, Arc<Pool>>>,
+    /// What is in force.
+    table: ArcSwap<HashMap<String, Arc<Serving>>>,
     books: Mutex<BTreeMap<String, Book>>,
     /// Requests in flight or waiting; the sampler rests while there are none.
     busy: AtomicU64,
@@ -192,6 +263,8 @@ impl Operators {
         engine: Arc<dyn Engine>,
         resolver: Arc<dyn Resolve>,
     ) -> Result<Self, StartError> {
+        // Found out before anything is pinned.
+        let _ = placement::usable();
         let instance = Instance::claim(&settings.run_folder)
             .map_err(|source| StartError::Run { path: settings.run_folder.clone(), source })?;
         let egress = Egress::new(resolver, settings.extra_roots.as_deref())
@@ -214,7 +287,9 @@ impl Operators {
             refill: Notify::new(),
             next_folder: AtomicU64::new(1),
             reserved: Mutex::default(),
+            was_reserved: AtomicBool::new(false),
             pools: Mutex::default(),
+            missed: Mutex::default(),
         });
         std::thread::Builder::new()
             .name("operators".to_owned())
@@ -228,54 +303,82 @@ impl Operators {
         Ok(Self { shared, commands })
     }
 
+    /// Brings operators up beside those that are served, whose unchanged ones it takes over. Nothing changes for anybody
+    /// until the set is [committed](Self::commit); a set that is dropped instead ends what was started for it.
+    ///
+    /// # Errors
+    /// One for each operator that cannot be loaded; then there is no set.
+    pub async fn prepare(&self, operators: Vec<Operator>) -> Result<OperatorSet, Vec<ApplyError>> {
+        let prepared = self.ask(|answer| Command::Prepare(operators, answer)).await.ok_or_else(Self::gone)?;
+        if prepared.errors.is_empty() { Ok(prepared.set) } else { Err(prepared.errors) }
+    }
+
+    /// As [`Operators::prepare`], for a caller that may block.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare_blocking(&self, operators: Vec<Operator>) -> Result<OperatorSet, Vec<ApplyError>> {
+        let prepared = self.ask_blocking(|answer| Command::Prepare(operators, answer)).ok_or_else(Self::gone)?;
+        if prepared.errors.is_empty() { Ok(prepared.set) } else { Err(prepared.errors) }
+    }
+
+    /// Makes a set the one that is served. What is in none but the former one is drained once nobody holds that any more.
+    pub async fn commit(&self, set: &OperatorSet) {
+        let _ = self.ask(|answer| Command::Commit(set.clone(), answer)).await;
+    }
+
+    /// As [`Operators::commit`], without waiting until it has happened.
+    pub fn commit_soon(&self, set: &OperatorSet) {
+        drop(self.commands.send(Command::Commit(set.clone(), oneshot::channel().0)));
+    }
+
     /// Makes the given operators the ones that are served. What did not change goes on; what changed is replaced once
     /// the new version answers; what is gone is drained. A version that cannot be loaded never replaces one that works.
     ///
     /// # Errors
     /// One for each operator that is not served as asked; all others are.
     pub async fn apply(&self, operators: Vec<Operator>) -> Result<(), Vec<ApplyError>> {
-        let (answer, answered) = oneshot::channel();
-        let gone = || vec![ApplyError::Config("the operators' thread has ended".to_owned())];
-        self.commands.send(Command::Apply(operators, answer)).map_err(|_| gone())?;
-        answered.await.unwrap_or_else(|_| Err(gone()))
+        let prepared = self.ask(|answer| Command::Prepare(operators, answer)).await.ok_or_else(Self::gone)?;
+        let whole = !prepared.errors.iter().any(|error| matches!(error, ApplyError::Config(_)));
+        if whole {
+            self.commit(&prepared.set).await;
+        }
+        if prepared.errors.is_empty() { Ok(()) } else { Err(prepared.errors) }
     }
 
-    /// As [`Operators::apply`], for a caller that may block.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(command(answer)).ok()?;
+        answered.await.ok()
+    }
+
+    fn ask_blocking<T: Send + 'static>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(command(answer)).ok()?;
+        // On a thread of its own: the caller may be one of a runtime, where waiting like this is not allowed.
+        std::thread::spawn(move || answered.blocking_recv().ok()).join().ok().flatten()
+    }
+
+    fn gone() -> Vec<ApplyError> {
+        vec![ApplyError::Config("the operators' thread has ended".to_owned())]
+    }
+
+    /// What is served at the moment.
+    #[must_use]
+    pub fn current(&self) -> OperatorSet {
+        OperatorSet { shared: Arc::clone(&self.shared), serving: self.shared.table.load_full() }
+    }
+
+    /// As [`OperatorSet::call`], with what is served at the moment.
     ///
     /// # Errors
     /// As there.
-    pub fn apply_blocking(&self, operators: Vec<Operator>) -> Result<(), Vec<ApplyError>> {
-        let (answer, answered) = oneshot::channel();
-        let gone = || vec![ApplyError::Config("the operators' thread has ended".to_owned())];
-        self.commands.send(Command::Apply(operators, answer)).map_err(|_| gone())?;
-        // On a thread of its own: the caller may be one of a runtime, where waiting like this is not allowed.
-        let waited = std::thread::spawn(move || answered.blocking_recv()).join();
-        waited.ok().and_then(Result::ok).unwrap_or_else(|| Err(gone()))
-    }
-
-    /// Has an operator answer a request. Limits hold from here on; the response's body keeps them, too.
-    ///
-    /// `request` has an absolute address, or a `Host` field; a scheme in its address becomes that of `request.url`.
-    ///
-    /// # Errors
-    /// [`OperatorError`], which knows the response to give instead.
     pub async fn call<B>(&self, operator: &str, request: Request<B>) -> Result<Response<OperatorBody>, OperatorError>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
-        let fail = |cause| OperatorError { cause, operator: operator.to_owned() };
-        let pool = self.shared.table.load().get(operator).map(Arc::clone).ok_or_else(|| fail(Cause::Unknown))?;
-        let _busy = Busy::new(&self.shared);
-        pool.counters.count_request();
-        match call::call(&pool, request).await {
-            Ok(response) => Ok(response),
-            Err(cause) => {
-                pool.counters.count_cause(cause);
-                tracing::warn!(operator, cause = cause.id(), "a request was not answered by its operator");
-                Err(fail(cause))
-            }
-        }
+        self.current().call(operator, request).await
     }
 
     /// Names of the operators that are served.
@@ -290,7 +393,7 @@ impl Operators {
     #[must_use]
     pub fn reserved_cpus(&self) -> Vec<usize> {
         let table = self.shared.table.load();
-        let mut cpus: Vec<usize> = table.values().flat_map(|pool| pool.operator.cpus.iter().copied()).collect();
+        let mut cpus: Vec<usize> = table.values().flat_map(|serving| serving.0.operator.cpus.iter().copied()).collect();
         cpus.sort_unstable();
         cpus.dedup();
         cpus
@@ -300,7 +403,7 @@ impl Operators {
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> =
-            self.shared.table.load().values().flat_map(|pool| pool.bundle.files.iter().cloned()).collect();
+            self.shared.table.load().values().flat_map(|serving| serving.0.bundle.files.iter().cloned()).collect();
         files.sort();
         files
     }
@@ -330,19 +433,17 @@ impl Operators {
 
     /// All processes.
     pub async fn status(&self) -> Vec<ProcessStatus> {
-        let (answer, answered) = oneshot::channel();
-        if self.commands.send(Command::Status(answer)).is_err() {
-            return Vec::new();
-        }
-        answered.await.unwrap_or_default()
+        self.ask(Command::Status).await.unwrap_or_default()
     }
 
     /// Answers what is in flight, ends every process, and returns when all have ended.
     pub async fn stop(&self) {
-        let (answer, answered) = oneshot::channel();
-        if self.commands.send(Command::Stop(answer)).is_ok() {
-            let _ = answered.await;
-        }
+        let _ = self.ask(Command::Stop).await;
+    }
+
+    /// As [`Operators::stop`], for a caller that may block.
+    pub fn stop_blocking(&self) {
+        let _ = self.ask_blocking(Command::Stop);
     }
 }
 
@@ -384,6 +485,7 @@ pub(crate) struct Instance {
 impl Instance {
     pub(crate) fn claim(run_folder: &Path) -> io::Result<Self> {
         let uid = rustix::process::geteuid().as_raw();
+        fs::create_dir_all(run_folder)?;
         let base = run_folder.join(format!("portcullis-{uid}"));
         match fs::DirBuilder::new().mode(0o711).create(&base) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -445,8 +547,12 @@ struct Manager {
     uids: Mutex<Uids>,
     /// CPUs that belong to one operator each.
     reserved: Mutex<BTreeSet<usize>>,
+    /// Whether there ever were any: until then nobody is pinned to anything.
+    was_reserved: AtomicBool,
     /// Every pool that has or may have processes, also the ones being drained.
     pools: Mutex<Vec<Arc<Pool>>>,
+    /// Layers whose absence was logged.
+    missed: Mutex<BTreeSet<Layer>>,
 }
 
 /// Why a process is not serving.
@@ -460,9 +566,13 @@ impl Manager {
         let background = [tokio::spawn(Arc::clone(&self).keep_warm()), tokio::spawn(Arc::clone(&self).watch())];
         while let Some(command) = commands.recv().await {
             match command {
-                Command::Apply(operators, answer) => {
+                Command::Prepare(operators, answer) => {
                     // One at a time: the next one waits in the channel.
-                    let _ = answer.send(Arc::clone(&self).apply(operators).await);
+                    let _ = answer.send(self.prepare(operators).await);
+                }
+                Command::Commit(set, answer) => {
+                    self.commit(&set);
+                    let _ = answer.send(());
                 }
                 Command::Status(answer) => drop(answer.send(self.status())),
                 Command::Stop(answer) => {
@@ -520,58 +630,44 @@ impl Manager {
         found
     }
 
-    async fn apply(self: Arc<Self>, operators: Vec<Operator>) -> Result<(), Vec<ApplyError>> {
-        let mistakes = match check_placement(&operators) {
-            Ok(reserved) => {
-                *lock(&self.reserved) = reserved;
-                Vec::new()
-            }
-            Err(mistakes) => mistakes,
+    async fn prepare(self: &Arc<Self>, operators: Vec<Operator>) -> Prepared {
+        let mut serving = HashMap::new();
+        let mut errors: Vec<ApplyError> = match check_placement(&operators) {
+            Ok(_) => Vec::new(),
+            Err(mistakes) => mistakes.iter().map(|mistake| ApplyError::Config(mistake.to_string())).collect(),
         };
-        if !mistakes.is_empty() {
-            return Err(mistakes.iter().map(|mistake| ApplyError::Config(mistake.to_string())).collect());
-        }
-        let wanted: BTreeSet<Class> = operators.iter().map(|operator| operator.class.clone()).collect();
-        for (_, processes) in lock(&self.warm).extract_if(.., |class, _| !wanted.contains(class)) {
-            for process in processes {
-                process.kill(Cause::Stopping);
-            }
-        }
-        for class in wanted {
-            lock(&self.warm).entry(class).or_default();
-        }
-        let mut errors = Vec::new();
-        let mut table = HashMap::new();
-        for operator in operators {
-            let name = operator.name.clone();
-            let current = self.shared.table.load().get(&name).map(Arc::clone);
-            match self.version(operator, current.as_ref()).await {
-                Ok(pool) => {
-                    table.insert(name, pool);
-                }
-                Err(error) => {
-                    errors.push(error);
-                    table.extend(current.map(|current| (name, current)));
+        if errors.is_empty() {
+            for operator in operators {
+                let name = operator.name.clone();
+                let current = self.shared.table.load().get(&name).map(Arc::clone);
+                match self.version(operator, current.as_ref()).await {
+                    Ok(version) => {
+                        serving.insert(name, version);
+                    }
+                    Err(error) => {
+                        errors.push(error);
+                        serving.extend(current.map(|current| (name, current)));
+                    }
                 }
             }
         }
-        let old = self.shared.table.swap(Arc::new(table.clone()));
-        for (name, pool) in old.iter() {
-            if !table.get(name).is_some_and(|kept| Arc::ptr_eq(kept, pool)) {
-                pool.stopping.send_replace(true);
-            }
-        }
+        Prepared { set: OperatorSet { shared: Arc::clone(&self.shared), serving: Arc::new(serving) }, errors }
+    }
+
+    fn commit(&self, set: &OperatorSet) {
+        *lock(&self.reserved) = set.serving.values().flat_map(|serving| serving.0.operator.cpus.clone()).collect();
+        // What only the former one held is told to stop when that is dropped.
+        self.shared.table.store(Arc::clone(&set.serving));
         self.place_all();
         self.refill.notify_one();
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// The pool for an operator: the current one if nothing changed, else a new one with a process that answers.
     async fn version(
         self: &Arc<Self>,
         operator: Operator,
-        current: Option<&Arc<Pool>>,
-    ) -> Result<Arc<Pool>, ApplyError> {
+        current: Option<&Arc<Serving>>,
+    ) -> Result<Arc<Serving>, ApplyError> {
         let name = operator.name.clone();
         let start_error = |message: String| ApplyError::Start { operator: name.clone(), message };
         let bundling = Bundle::build_apart(&self.settings.launcher, &operator.entry, &operator.root);
@@ -587,16 +683,16 @@ impl Manager {
             ApplyError::Bundle { operator: name.clone(), errors }
         })?;
         if let Some(current) = current
-            && current.operator == operator
-            && current.bundle == bundle
+            && current.0.operator == operator
+            && current.0.bundle == bundle
         {
             return Ok(Arc::clone(current));
         }
         let store = match (operator.kv_bytes_max, &self.settings.kv_folder) {
             (Some(quota), Some(folder)) => {
                 // One store for both versions: two would not know of each other's entries.
-                let same = current.filter(|current| current.operator.kv_bytes_max == Some(quota));
-                match same.and_then(|current| current.store.clone()) {
+                let same = current.filter(|current| current.0.operator.kv_bytes_max == Some(quota));
+                match same.and_then(|current| current.0.store.clone()) {
                     Some(store) => Some(store),
                     None => Some(Arc::new(
                         Store::open(folder, &name, quota).map_err(|error| start_error(error.to_string()))?,
@@ -616,7 +712,7 @@ impl Manager {
         Self::report_end(&process, &ended);
         pool.add(&process);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&pool), ended, ends));
-        Ok(pool)
+        Ok(Arc::new(Serving(pool)))
     }
 
     fn report_end(process: &Arc<Process>, ended: &mpsc::UnboundedSender<Arc<Process>>) {
@@ -638,8 +734,8 @@ impl Manager {
         let mut backoff = Backoff::new();
         let mut stopping = pool.stopping.subscribe();
         let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-        let (least, most) = (size(pool.operator.scale.min), size(pool.operator.scale.max));
-        let idle = Duration::from_secs(pool.operator.scale.idle_seconds);
+        let (least, most) = (size(pool.operator.replicas.min), size(pool.operator.replicas.max));
+        let idle = pool.operator.replicas.idle;
         loop {
             let alive = pool.processes.load().len();
             let wanted = alive < least || (pool.waiting.load(Ordering::Acquire) > 0 && alive < most);
@@ -703,6 +799,8 @@ impl Manager {
         }
         self.drain(&pool).await;
         lock(&self.pools).retain(|other| !Arc::ptr_eq(other, &pool));
+        // Generic processes of a kind that nobody needs any more go, too.
+        self.refill.notify_one();
     }
 
     fn stop_idle(self: &Arc<Self>, pool: &Arc<Pool>, least: usize, idle: Duration) {
@@ -849,19 +947,26 @@ impl Manager {
     }
 
     fn keep_ready(&self, class: &Class, process: &Arc<Process>) {
-        match lock(&self.warm).get_mut(class) {
-            Some(ready) => ready.push_back(Arc::clone(process)),
-            // The last operator of this class went meanwhile.
-            None => process.kill(Cause::Stopping),
-        }
+        lock(&self.warm).entry(class.clone()).or_default().push_back(Arc::clone(process));
     }
 
+    /// A class of which too few processes are ready. Ends those of a class that no operator has any more.
     fn class_in_need(&self) -> Option<Class> {
+        let wanted: BTreeSet<Class> = lock(&self.pools)
+            .iter()
+            .filter(|pool| !*pool.stopping.borrow())
+            .map(|pool| pool.operator.class.clone())
+            .collect();
         let mut warm = lock(&self.warm);
+        for (_, unwanted) in warm.extract_if(.., |class, _| !wanted.contains(class)) {
+            for process in unwanted {
+                process.kill(Cause::Stopping);
+            }
+        }
         for processes in warm.values_mut() {
             processes.retain(|process| process.is_alive());
         }
-        warm.iter().find(|(_, ready)| ready.len() < self.settings.prewarmed).map(|(class, _)| class.clone())
+        wanted.into_iter().find(|class| warm.get(class).map_or(0, VecDeque::len) < self.settings.prewarmed)
     }
 
     /// Starts a generic process and waits until it listens.
@@ -897,7 +1002,8 @@ impl Manager {
         let pid = confined.pid;
         let (handle, directory, output, report) = confined.into_parts();
         let signaller = handle.signaller().map_err(LaunchError::Spawn)?;
-        let own_user = report.is_active(crate::jail::Layer::Uid);
+        self.say_what_is_missing(&report);
+        let own_user = report.is_active(Layer::Uid);
         let user = if own_user { uid } else { rustix::process::geteuid().as_raw() };
         let process = Arc::new(Process::new(pid, user, directory, signaller, report));
         tokio::spawn({
@@ -934,36 +1040,43 @@ impl Manager {
         }
     }
 
-    /// Pins a process: to its own CPUs, or to those that belong to nobody.
-    fn place(&self, process: &Process, cpus: &[usize]) {
-        let reserved = lock(&self.reserved).clone();
-        if cpus.is_empty() && reserved.is_empty() {
-            return;
-        }
-        let mut set = rustix::thread::CpuSet::new();
-        let all = std::thread::available_parallelism()
-            .map_or(1, std::num::NonZero::get)
-            .max(reserved.iter().max().map_or(0, |most| most + 1));
-        for cpu in 0..all.min(rustix::thread::CpuSet::MAX_CPU) {
-            let own = if cpus.is_empty() { !reserved.contains(&cpu) } else { cpus.contains(&cpu) };
-            if own {
-                set.set(cpu);
-            }
-        }
-        // Threads that are started later take it from the one that starts them.
-        let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
-        for thread in threads {
-            let tid =
-                thread.file_name().to_str().and_then(|tid| tid.parse().ok()).and_then(rustix::process::Pid::from_raw);
-            if let Some(tid) = tid
-                && let Err(error) = rustix::thread::sched_setaffinity(Some(tid), &set)
-            {
-                tracing::warn!(process = process.id, "cannot place a process: {error}");
+    /// Once for each layer: what is missing for one process is missing for the next.
+    fn say_what_is_missing(&self, report: &Report) {
+        for row in report.rows() {
+            if matches!(row.state, LayerState::Missing { .. }) && lock(&self.missed).insert(row.layer) {
+                let (layer, reason) = (row.layer, row.reason());
+                tracing::warn!("isolation layer `{layer}` is missing ({reason}): {}", layer.when_missing());
             }
         }
     }
 
+    /// Pins a process: to its own CPUs, or to those that belong to nobody.
+    fn place(&self, process: &Process, cpus: &[usize]) {
+        let reserved = lock(&self.reserved).clone();
+        let own = if cpus.is_empty() {
+            placement::usable().difference(&reserved).copied().collect()
+        } else {
+            cpus.iter().copied().collect()
+        };
+        // Started by a thread of the host's, it has that one's CPUs.
+        if (!cpus.is_empty() || self.was_reserved.load(Ordering::Acquire))
+            && let Err(error) = placement::pin(process.pid.unsigned_abs(), &own)
+        {
+            tracing::warn!(process = process.id, "cannot place a process: {error}");
+        }
+    }
+
     fn place_all(&self) {
+        let reserved = lock(&self.reserved).clone();
+        if !reserved.is_empty() {
+            self.was_reserved.store(true, Ordering::Release);
+        }
+        if self.settings.keep_host_off_reserved_cpus && self.was_reserved.load(Ordering::Acquire) {
+            let free = placement::usable().difference(&reserved).copied().collect();
+            if let Err(error) = placement::pin(std::process::id(), &free) {
+                tracing::warn!("cannot keep this process's threads off reserved CPUs: {error}");
+            }
+        }
         for pool in lock(&self.pools).iter() {
             for process in pool.processes.load().iter() {
                 self.place(process, &pool.operator.cpus);

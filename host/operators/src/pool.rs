@@ -121,7 +121,7 @@ impl Pool {
                     return Err(Cause::Stopping);
                 }
                 let processes = self.processes.load_full();
-                let most = usize::try_from(self.operator.scale.max).unwrap_or(usize::MAX);
+                let most = usize::try_from(self.operator.replicas.max).unwrap_or(usize::MAX);
                 let all_full = processes.len() >= most
                     && processes.iter().all(|process| process.is_alive() && !process.suspect.load(Ordering::Acquire));
                 if all_full {

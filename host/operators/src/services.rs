@@ -92,10 +92,6 @@ async fn answer(process: &Process, egress: &Egress, request: Request<Incoming>) 
         let result = egress.fetch(&operator.grants, &operator.limits, request).await;
         pool.counters.count_subrequest(result.as_ref().err());
         return result.unwrap_or_else(|refusal| {
-            tracing::info!(
-                target: "portcullis::operator", operator = %operator.name, process = process.id,
-                reason = refusal.reason, "refused: {}", refusal.message
-            );
             pool.log.write(process.id, format!("refused: {}", refusal.message));
             refused(&refusal)
         });
@@ -107,7 +103,7 @@ async fn answer(process: &Process, egress: &Egress, request: Request<Incoming>) 
 }
 
 async fn key_value(pool: &Pool, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-    let missing = || Refusal::new("kv", "needs kv; add `kv: {}` to the operator");
+    let missing = || Refusal::new("kv", "needs kv; add `kv: true` to its `permissions`");
     let store = pool.store.clone().ok_or_else(missing)?;
     let (parts, body) = request.into_parts();
     let refuse = |error: KvError| {

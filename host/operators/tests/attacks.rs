@@ -60,7 +60,9 @@ async fn loops_are_killed_and_replaced() {
         "/^(a+)+$/.test('a'.repeat(60) + 'b');",
         "const again = (): Promise<void> => Promise.resolve().then(again); await again();",
     ] {
-        let host = check(&handler(attack), |config| config.limits.cpu_milliseconds = 200, "/", &[Cause::CpuTime]).await;
+        let host =
+            check(&handler(attack), |config| config.limits.cpu = Duration::from_millis(200), "/", &[Cause::CpuTime])
+                .await;
         eventually("the process was killed", async || {
             host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_stalled") == 1
         })
@@ -70,7 +72,7 @@ async fn loops_are_killed_and_replaced() {
 
 #[tokio::test]
 async fn waiting_for_ever_ends_the_request_and_not_the_process() {
-    let limit = |config: &mut OperatorConfig| config.limits.wall_milliseconds = 300;
+    let limit = |config: &mut OperatorConfig| config.limits.wall = Duration::from_millis(300);
     let host = check(&handler("await new Promise(() => {});"), limit, "/", &[Cause::WallTime]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
 }
@@ -78,13 +80,13 @@ async fn waiting_for_ever_ends_the_request_and_not_the_process() {
 #[tokio::test]
 async fn cpu_burnt_in_small_pieces_is_charged() {
     let attack = "for (;;) { const end = performance.now() + 20; while (performance.now() < end); await new Promise(r => setTimeout(r, 1)); }";
-    check(&handler(attack), |config| config.limits.cpu_milliseconds = 300, "/", &[Cause::CpuTime]).await;
+    check(&handler(attack), |config| config.limits.cpu = Duration::from_millis(300), "/", &[Cause::CpuTime]).await;
 }
 
 #[tokio::test]
 async fn work_without_a_request_is_bounded() {
     let attack = "setInterval(() => { const end = performance.now() + 50; while (performance.now() < end); }, 51);";
-    let host = beside(&handler(attack), |config| config.limits.background_cpu_milliseconds = 300).await;
+    let host = beside(&handler(attack), |config| config.limits.background_cpu = Duration::from_millis(300)).await;
     host.text("attacker", "/").await;
     eventually("it was killed", async || {
         host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_background_cpu") >= 1
@@ -96,9 +98,9 @@ async fn work_without_a_request_is_bounded() {
 #[tokio::test]
 async fn memory_is_bounded_of_every_kind() {
     let small = |config: &mut OperatorConfig| {
-        config.limits.heap_mebibytes = 32;
-        config.limits.memory_mebibytes = 96;
-        config.limits.cpu_milliseconds = 20_000;
+        config.limits.heap_bytes = 32 << 20;
+        config.limits.memory_bytes = 96 << 20;
+        config.limits.cpu = Duration::from_millis(20_000);
     };
     let causes = [Cause::Memory, Cause::Exception];
     for attack in [
@@ -125,7 +127,7 @@ async fn failures_in_a_handler_cost_at_most_its_process() {
     let leave = "new Function('return import(\"node:process\")')().then((m: any) => m.default.reallyExit(3)); await new Promise(() => {});";
     let limit = |config: &mut OperatorConfig| {
         config.dangerously_allow_code_generation = true;
-        config.limits.wall_milliseconds = 3_000;
+        config.limits.wall = Duration::from_millis(3_000);
     };
     check(&handler(leave), limit, "/", &[Cause::Crashed, Cause::WallTime]).await;
 }
@@ -134,10 +136,10 @@ async fn failures_in_a_handler_cost_at_most_its_process() {
 async fn a_crash_loop_is_paused_and_said() {
     let code = handler("for (;;) kept.push(new Array(1000).fill({}));");
     let host = beside(&code, |config| {
-        config.limits.heap_mebibytes = 16;
-        config.limits.memory_mebibytes = 64;
-        config.limits.cpu_milliseconds = 20_000;
-        config.scale.max = 1;
+        config.limits.heap_bytes = 16 << 20;
+        config.limits.memory_bytes = 64 << 20;
+        config.limits.cpu = Duration::from_millis(20_000);
+        config.replicas.max = 1;
     })
     .await;
     let mut causes = Vec::new();
@@ -179,7 +181,7 @@ async fn bodies_are_bounded_in_both_directions() {
 #[tokio::test]
 async fn a_body_that_never_comes_is_the_clients_fault() {
     let code = handler("await request.text();");
-    let host = beside(&code, |config| config.limits.wall_milliseconds = 300).await;
+    let host = beside(&code, |config| config.limits.wall = Duration::from_millis(300)).await;
     let request = Request::post("http://a/").body(Chunks::new(&[10], Then::Hang)).unwrap();
     let error = host.operators.call("attacker", request).await.err();
     assert_eq!(error.map(|error| error.cause), Some(Cause::RequestTime));
@@ -192,7 +194,7 @@ async fn an_endless_trickle_ends_with_the_time_limit() {
     let code = handler(
         "return new Response(new ReadableStream({ async pull(c) { c.enqueue(new Uint8Array(1)); await new Promise(r => setTimeout(r, 20)); } }));",
     );
-    let host = beside(&code, |config| config.limits.wall_milliseconds = 400).await;
+    let host = beside(&code, |config| config.limits.wall = Duration::from_millis(400)).await;
     assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::WallTime);
     neighbour_is_well(&host).await;
 }
@@ -202,7 +204,7 @@ async fn more_requests_at_once_than_allowed_are_refused() {
     let code = handler("await new Promise(r => setTimeout(r, 400));");
     let host = beside(&code, |config| {
         config.limits.concurrency = 2;
-        config.scale.max = 1;
+        config.replicas.max = 1;
     })
     .await;
     let (a, b, c) = tokio::join!(host.get("attacker", "/"), host.get("attacker", "/"), host.get("attacker", "/"));
@@ -230,7 +232,7 @@ if (attack === "error") return Response.error();
 if (attack === "204") return new Response(null, { status: 204 });
 "#,
         ),
-        |config| config.limits.cpu_milliseconds = 10_000,
+        |config| config.limits.cpu = Duration::from_millis(10_000),
     )
     .await;
     let hop = host.get("attacker", "/hop").await.unwrap();
@@ -264,7 +266,7 @@ async fn a_flood_of_log_lines_is_cut() {
         &handler("for (let i = 0; i < 20000; i++) console.log('line ' + i + ' ' + 'x'.repeat(50));"),
         |config| {
             config.limits.log_lines_per_second = 5;
-            config.limits.cpu_milliseconds = 20_000;
+            config.limits.cpu = Duration::from_millis(20_000);
         },
     )
     .await;
@@ -436,9 +438,9 @@ async fn a_burst_over_many_attackers_leaves_the_neighbour_well() {
         ("log", "for (;;) { console.log('x'.repeat(100)); await null; }"),
     ] {
         operators.push(host.operator(name, &handler(attack), |config| {
-            config.limits.cpu_milliseconds = 500;
-            config.limits.heap_mebibytes = 32;
-            config.limits.memory_mebibytes = 64;
+            config.limits.cpu = Duration::from_millis(500);
+            config.limits.heap_bytes = 32 << 20;
+            config.limits.memory_bytes = 64 << 20;
         }));
     }
     host.serve(operators).await;

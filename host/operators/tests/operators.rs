@@ -127,7 +127,7 @@ async fn what_an_operator_cannot_load_is_explained() {
             code => code.to_owned(),
         };
         let operator = host.operator(name, &code, |config| {
-            config.limits.start_milliseconds = if name == "wait" { 1_500 } else { 20_000 };
+            config.limits.start = Duration::from_millis(if name == "wait" { 1_500 } else { 20_000 });
         });
         let errors = host.operators.apply(vec![operator]).await.unwrap_err();
         let text = errors[0].to_string();
@@ -181,11 +181,11 @@ async fn outgoing_requests_go_where_they_may_and_nowhere_else() {
         config.private_net = vec![format!("127.0.0.1:{port}"), format!("localhost:{port}")];
         config.secrets.insert(
             "TOKEN".into(),
-            SecretConfig { from: SecretSource::File("token".into()), to: vec![format!("127.0.0.1:{port}")] },
+            SecretConfig { from: SecretSource::File("token".into()), hosts: vec![format!("127.0.0.1:{port}")] },
         );
         config.limits.subrequest_bytes = 1000;
         config.limits.subresponse_bytes = 100_000;
-        config.limits.subrequest_milliseconds = 1_000;
+        config.limits.subrequest = Duration::from_millis(1_000);
         config.limits.subrequests = 5;
     });
     host.serve(vec![operator]).await;
@@ -198,7 +198,7 @@ async fn outgoing_requests_go_where_they_may_and_nowhere_else() {
         (format!("http://127.0.0.1:{}/", elsewhere.port), "needs net 127.0.0.1:".to_owned()),
         (
             "http://169.254.169.254/latest/meta-data/".into(),
-            "needs net 169.254.169.254:80; add `169.254.169.254:80` to the operator's `net` list".into(),
+            "needs net 169.254.169.254:80; add `169.254.169.254:80` to its `permissions.net`".into(),
         ),
         (format!("http://rebound.example:{port}/"), "secret `TOKEN` may not go to rebound.example".into()),
         ("http://nowhere.example/".into(), "secret `TOKEN` may not go".into()),
@@ -360,12 +360,42 @@ async fn a_new_version_takes_over_without_a_lost_request() {
     assert!(answered.load(Ordering::Acquire) > 10);
 }
 
+/// A request that was sent on its way by the old configuration, and is held up before it reaches its operator.
+#[tokio::test]
+async fn what_a_reload_takes_away_still_answers_those_who_hold_it() {
+    let host = Host::new();
+    let (kept, gone) = (host.operator("kept", HELLO, |_| {}), host.operator("gone", HELLO, |_| {}));
+    host.serve(vec![kept.clone(), gone]).await;
+    let before = host.operators.current();
+    let pids = host.pids("gone").await;
+    // A set that is dropped instead of committed changes nothing and leaves nothing.
+    let other = host.operator("other", HELLO, |_| {});
+    let dropped = host.operators.prepare(vec![kept.clone(), other]).await.unwrap();
+    assert_eq!(host.operators.names(), ["gone", "kept"]);
+    drop(dropped);
+    eventually("what was started for it has ended", async || host.pids("other").await.is_empty()).await;
+    // Neither does one with a mistake in it.
+    let broken = host.operator("broken", "nonsense(;", |_| {});
+    assert!(host.operators.prepare(vec![kept.clone(), broken]).await.is_err());
+    assert_eq!(host.operators.names(), ["gone", "kept"]);
+
+    let after = host.operators.prepare(vec![kept]).await.unwrap();
+    host.operators.commit(&after).await;
+    assert_eq!(host.get("gone", "/").await.unwrap_err(), Cause::Unknown);
+    let request = Request::get("http://api.example.com/").body(Full::<Bytes>::default()).unwrap();
+    assert_eq!(before.call("gone", request).await.unwrap().status(), 200);
+    assert!(pids.iter().all(|pid| support::is_running(*pid)));
+    drop(before);
+    eventually("nobody holds it any more", async || pids.iter().all(|pid| !support::is_running(*pid))).await;
+    assert!(host.text("kept", "/").await.starts_with("hello"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_process_costs_only_what_it_was_answering() {
     let host = Arc::new(Host::new());
     let slow =
         "export default { async fetch() { await new Promise(r => setTimeout(r, 30)); return new Response('ok'); } };";
-    host.serve(vec![host.operator("k", slow, |config| config.scale.min = 2), host.operator("other", HELLO, |_| {})])
+    host.serve(vec![host.operator("k", slow, |config| config.replicas.min = 2), host.operator("other", HELLO, |_| {})])
         .await;
     eventually("two processes", async || host.pids("k").await.len() == 2).await;
     let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -398,9 +428,9 @@ async fn processes_come_with_demand_and_go_with_idleness() {
     let slow =
         "export default { async fetch() { await new Promise(r => setTimeout(r, 300)); return new Response('ok'); } };";
     let operator = host.operator("s", slow, |config| {
-        config.scale.min = 0;
-        config.scale.max = 3;
-        config.scale.idle_seconds = 1;
+        config.replicas.min = 0;
+        config.replicas.max = 3;
+        config.replicas.idle = Duration::from_secs(1);
         config.limits.concurrency = 1;
     });
     host.serve(vec![operator]).await;
@@ -463,7 +493,10 @@ fn workers_with_runtimes_of_their_own_share_one_host() {
     let setup = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let host = Arc::new(Host::new());
     // Blocking is allowed anywhere, also where a runtime is running.
-    setup.block_on(async { host.operators.apply_blocking(vec![host.operator("hello", HELLO, |_| {})]) }).unwrap();
+    let set = setup
+        .block_on(async { host.operators.prepare_blocking(vec![host.operator("hello", HELLO, |_| {})]) })
+        .unwrap_or_else(|errors| panic!("{errors:?}"));
+    setup.block_on(host.operators.commit(&set));
     let workers: Vec<_> = (0..3)
         .map(|_| {
             let host = Arc::clone(&host);

@@ -314,32 +314,29 @@ impl Journey {
             fill.await;
             std::future::pending::<std::convert::Infallible>().await
         });
-        let answer = tokio::select! {
-            answer = host.call(operator, request.map(|()| body)) => answer,
+        let answered = async {
+            let (head, body) = host.call(operator, request.map(|()| body)).await?.into_parts();
+            self.bring_back(&head, body, None, |failed| failed).await
+        };
+        let answered = tokio::select! {
+            answered = answered => answered,
             never = &mut fill => match never {},
         };
-        match answer {
-            Ok(response) => {
-                let (head, body) = response.into_parts();
-                tokio::select! {
-                    brought = self.bring_back(&head, body, None, |_| UpstreamFailure::Reset) => brought,
-                    never = &mut fill => match never {},
-                }
-            }
-            Err(failed) => {
-                let (head, body) = failed.response.into_parts();
-                let fields = head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
-                let answer = LocalResponse {
-                    status: head.status.as_u16(),
-                    details: failed.details,
-                    body,
-                    fields: fields.collect(),
-                    ..LocalResponse::default()
-                };
-                self.fail(answer, 0);
-                Ok(())
-            }
+        if let Err(failed) = answered
+            && self.exchange.wants_upstream()
+        {
+            let (head, body) = failed.response.into_parts();
+            let fields = head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+            let answer = LocalResponse {
+                status: head.status.as_u16(),
+                details: failed.details,
+                body,
+                fields: fields.collect(),
+                ..LocalResponse::default()
+            };
+            self.fail(answer, 0);
         }
+        Ok(())
     }
 
     fn request_length(&self, head: &Head) -> BodyLength {
@@ -457,13 +454,13 @@ impl Journey {
     }
 
     /// Feeds a response into the filters.
-    async fn bring_back<B>(
+    async fn bring_back<B, E>(
         &self,
         head: &http::response::Parts,
         body: B,
         address: Option<SocketAddr>,
-        failure_of: impl Fn(B::Error) -> UpstreamFailure,
-    ) -> Result<(), UpstreamFailure>
+        failure_of: impl Fn(B::Error) -> E,
+    ) -> Result<(), E>
     where
         B: Body<Data = Bytes>,
     {

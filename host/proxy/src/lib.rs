@@ -36,6 +36,8 @@ mod server;
 mod upstream;
 mod worker;
 
-pub use operator::{BodyError, OperatorAnswer, OperatorFailure, OperatorHost, OperatorRequestBody};
+pub use operator::{
+    BodyError, OperatorAnswer, OperatorFailure, OperatorHost, OperatorRequestBody, OperatorSet, OperatorsRefused,
+};
 pub use plan::PlanError;
 pub use server::{DRAIN_TIME, Handle, Options, Server, StartError, check};

@@ -1,6 +1,7 @@
 //! What the proxy asks of whoever runs operators: [`OperatorHost`]. The proxy starts no process itself.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -17,32 +18,50 @@ const PIECES_MAX: usize = 2;
 /// Any error of a body.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Runs the operators of a policy. Called from the workers' threads.
+/// Runs the operators of a policy.
 pub trait OperatorHost: Send + Sync {
-    /// Makes the policy's operators the ones that are served, and returns once they answer. Blocks. An operator that
-    /// cannot be loaded must not replace one that works.
+    /// Brings the policy's operators up beside those that run, and returns once they answer. Blocks. Nothing changes
+    /// for those that run; a set that is dropped uncommitted ends what was started for it.
     ///
     /// # Errors
     /// What is wrong, and how to fix it.
-    fn apply(&self, policy: &Policy) -> Result<(), String>;
-
-    /// Has an operator answer a request, whose address is absolute.
-    fn call(&self, operator: &str, request: http::Request<OperatorRequestBody>) -> OperatorAnswer;
+    fn prepare(&self, policy: &Policy) -> Result<Arc<dyn OperatorSet>, OperatorsRefused>;
 
     /// Counters, by name with labels as in filters' metrics.
     fn metrics(&self) -> Vec<(String, u64)>;
 }
 
+/// The operators of one policy, loaded. Called from the workers' threads. A policy that is no longer in force keeps its set
+/// until its last request has ended.
+pub trait OperatorSet: Send + Sync {
+    /// The policy is in force from now on.
+    fn commit(&self);
+
+    /// Has an operator answer a request, whose address is absolute.
+    fn call(&self, operator: &str, request: http::Request<OperatorRequestBody>) -> OperatorAnswer;
+}
+
+/// Why a policy's operators cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperatorsRefused {
+    /// The policy, or the operators' code.
+    #[error("{0}")]
+    Policy(String),
+    /// The machine.
+    #[error("{0}")]
+    Machine(String),
+}
+
 /// What comes of a call, in a while.
 pub type OperatorAnswer =
-    Pin<Box<dyn Future<Output = Result<http::Response<UnsyncBoxBody<Bytes, BodyError>>, OperatorFailure>>>>;
+    Pin<Box<dyn Future<Output = Result<http::Response<UnsyncBoxBody<Bytes, OperatorFailure>>, OperatorFailure>>>>;
 
-/// An operator that did not answer.
+/// An operator that did not answer, or not to the end.
 #[derive(Debug)]
 pub struct OperatorFailure {
     /// Response code details, for access log and metrics.
     pub details: String,
-    /// What the client gets.
+    /// What the client gets, if it has got nothing yet.
     pub response: http::Response<Bytes>,
 }
 

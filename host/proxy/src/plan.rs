@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::message::Lines;
-use crate::operator::OperatorHost;
+use crate::operator::OperatorSet;
 use crate::upstream::UpstreamTls;
 
 /// See the module.
@@ -28,8 +28,8 @@ pub(crate) struct Plan {
     pub(crate) upstream_tls: Vec<Option<UpstreamTls>>,
     /// By index of the listener.
     pub(crate) listener_tls: Vec<Option<TlsAcceptor>>,
-    /// Who runs the policy's operators.
-    pub(crate) operators: Option<Arc<dyn OperatorHost>>,
+    /// The policy's operators, where there is a host for them.
+    pub(crate) operators: Option<Arc<dyn OperatorSet>>,
     /// The moment from which filters' monotonic time counts.
     pub(crate) epoch: Instant,
 }
@@ -56,14 +56,15 @@ fn error(place: impl Into<String>, problem: impl Into<String>) -> PlanError {
 }
 
 impl Plan {
-    /// Loads everything that the policy names.
+    /// Loads everything that the policy names but operators, of which it must be known whether somebody
+    /// [will](Self::operators).
     pub(crate) fn load(
         policy: Policy,
         loader: &Loader,
-        operators: Option<Arc<dyn OperatorHost>>,
+        has_operator_host: bool,
         before: Option<&Plan>,
     ) -> Result<Plan, PlanError> {
-        if operators.is_none()
+        if !has_operator_host
             && let Some(route) = policy.routes.iter().find(|route| matches!(route.action, Action::Operator(_)))
         {
             return Err(error(
@@ -94,7 +95,7 @@ impl Plan {
             shared: before.map_or_else(|| Shared::new(shared_limits(&policy)), |before| Arc::clone(&before.shared)),
             upstream_tls,
             listener_tls,
-            operators,
+            operators: None,
             epoch: before.map_or_else(Instant::now, |before| before.epoch),
             policy: Arc::new(policy),
         })

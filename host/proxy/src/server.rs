@@ -21,7 +21,7 @@ use crate::listener::{self, Bound};
 use crate::metrics::{
     CONTROL, Counter, Registry, write_counters, write_guest_metrics, write_module_metrics, write_process_metrics,
 };
-use crate::operator::OperatorHost;
+use crate::operator::{OperatorHost, OperatorsRefused};
 use crate::plan::{Plan, PlanError};
 use crate::worker::{self, Command, Remote, Setup, Socket};
 
@@ -63,7 +63,7 @@ pub enum StartError {
     /// A filter does not start: with the worker's word for it, the filter's own lines among it.
     Filter(String),
     /// An operator does not start.
-    Operators(String),
+    Operators(OperatorsRefused),
     /// The machine lacks something that the server needs.
     System(String),
     /// Only a restart can change this.
@@ -90,9 +90,8 @@ impl fmt::Display for StartError {
                 write!(f, "\n  hint: {hint}")
             }
             StartError::Load(error) => error.fmt(f),
-            StartError::Filter(message) | StartError::Operators(message) | StartError::System(message) => {
-                f.write_str(message)
-            }
+            StartError::Operators(refused) => refused.fmt(f),
+            StartError::Filter(message) | StartError::System(message) => f.write_str(message),
             StartError::NeedsRestart(what) => {
                 write!(f, "{what} cannot change while running\n  hint: restart, or undo that change and reload again")
             }
@@ -139,6 +138,7 @@ pub struct Handle {
 
 pub(crate) struct HandleShared {
     loader: Loader,
+    operators: Option<Arc<dyn OperatorHost>>,
     pub(crate) registry: Arc<Registry>,
     plan: Mutex<Arc<Plan>>,
     /// One reload at a time.
@@ -168,8 +168,7 @@ impl Server {
         let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
 
         let (loader, ticker) = engine(options.code_cache)?;
-        let plan = Arc::new(Plan::load(policy, &loader, options.operators, None).map_err(StartError::Load)?);
-        apply_operators(&plan)?;
+        let plan = Arc::new(load(policy, &loader, options.operators.as_deref(), None)?);
         let registry = Arc::new(Registry::default());
         let writer = options.access_log.map(Writer::start).transpose().map_err(|error| {
             StartError::System(format!("cannot start the thread that writes the access log: {error}"))
@@ -196,6 +195,7 @@ impl Server {
                 Err(_) => return Err(StartError::System("a worker ended while it started".to_owned())),
             }
         }
+        commit_operators(&plan);
         let (shutdown, shutdown_wanted) = watch::channel(Shutdown::No);
         let addresses = plan
             .policy
@@ -217,6 +217,7 @@ impl Server {
         let accepting = registry.gauge(CONTROL, "portcullis_accepting", "1 while new connections are accepted.", &[]);
         let shared = HandleShared {
             loader,
+            operators: options.operators,
             plan: Mutex::new(plan),
             reloading: Mutex::new(()),
             commands: workers.0.iter().map(|worker| worker.commands.clone()).collect(),
@@ -363,7 +364,7 @@ impl Drop for Starting {
 /// Whatever would keep a server from starting, but addresses.
 pub fn check(policy: Policy, options: Options) -> Result<(), StartError> {
     let (loader, _ticker) = engine(options.code_cache)?;
-    let plan = Arc::new(Plan::load(policy, &loader, options.operators, None).map_err(StartError::Load)?);
+    let plan = Arc::new(load(policy, &loader, options.operators.as_deref(), None)?);
     let setup = Setup { number: 0, plan, registry: Arc::new(Registry::default()), access_log: None };
     let (remote, start) =
         worker::start(setup).map_err(|error| StartError::System(format!("cannot start a worker: {error}")))?;
@@ -385,11 +386,22 @@ fn engine(code_cache: Option<Cache>) -> Result<(Loader, Ticker), StartError> {
     Ok((loader, ticker))
 }
 
-/// Operators come up before anything may send a request to them.
-fn apply_operators(plan: &Plan) -> Result<(), StartError> {
-    match &plan.operators {
-        Some(operators) => operators.apply(&plan.policy).map_err(StartError::Operators),
-        None => Ok(()),
+/// Loads everything that a policy names; its operators answer then, too.
+fn load(
+    policy: Policy,
+    loader: &Loader,
+    operators: Option<&dyn OperatorHost>,
+    before: Option<&Plan>,
+) -> Result<Plan, StartError> {
+    let mut plan = Plan::load(policy, loader, operators.is_some(), before).map_err(StartError::Load)?;
+    plan.operators =
+        operators.map(|operators| operators.prepare(&plan.policy)).transpose().map_err(StartError::Operators)?;
+    Ok(plan)
+}
+
+fn commit_operators(plan: &Plan) {
+    if let Some(operators) = &plan.operators {
+        operators.commit();
     }
 }
 
@@ -449,17 +461,14 @@ impl Handle {
         let _one_at_a_time = self.shared.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.plan();
         check_unchanged(&before.policy, &policy)?;
-        let plan = Arc::new(
-            Plan::load(policy, &self.shared.loader, before.operators.clone(), Some(&before))
-                .map_err(StartError::Load)?,
-        );
-        apply_operators(&plan)?;
+        let plan = Arc::new(load(policy, &self.shared.loader, self.shared.operators.as_deref(), Some(&before))?);
         let prepared = self.prepare_on_all(&plan);
         let command = || if prepared.is_ok() { Command::Commit } else { Command::Discard };
         for worker in &self.shared.commands {
             drop(worker.send(command()));
         }
         if prepared.is_ok() {
+            commit_operators(&plan);
             *self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
         }
         prepared
@@ -524,7 +533,7 @@ impl Handle {
         self.shared.registry.write_text(&mut text);
         let plan = self.plan();
         write_guest_metrics(&plan.shared.metrics(), &mut text);
-        if let Some(operators) = &plan.operators {
+        if let Some(operators) = &self.shared.operators {
             write_counters(&operators.metrics(), &mut text);
         }
         write_module_metrics(self.shared.loader.counts(), &mut text);

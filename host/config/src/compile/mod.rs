@@ -26,7 +26,7 @@ mod routes;
 mod upstreams;
 
 /// Keys of the top level, in the order in which the sections are read.
-pub(crate) const SECTIONS: [&str; 12] = [
+pub(crate) const SECTIONS: [&str; 13] = [
     "version",
     "admin",
     "workers",
@@ -37,6 +37,7 @@ pub(crate) const SECTIONS: [&str; 12] = [
     "listeners",
     "filters",
     "upstreams",
+    "operator_host",
     "operators",
     "routes",
 ];
@@ -146,6 +147,7 @@ struct Written {
     listeners: Vec<Option<file::Listener>>,
     filters: Vec<Option<file::Filter>>,
     upstreams: Named<file::Upstream>,
+    operator_host: file::OperatorHost,
     operators: Named<file::Operator>,
     routes: Vec<Option<file::Route>>,
 }
@@ -176,6 +178,7 @@ impl Written {
             listeners: Vec::new(),
             filters: Vec::new(),
             upstreams: Some(Vec::new()),
+            operator_host: file::OperatorHost::default(),
             operators: Some(Vec::new()),
             routes: Vec::new(),
         };
@@ -192,6 +195,7 @@ impl Written {
                 "listeners" => written.listeners = list(&value),
                 "filters" => written.filters = list(&value),
                 "upstreams" => written.upstreams = named(&value),
+                "operator_host" => written.operator_host = one(&value).unwrap_or_default(),
                 "operators" => written.operators = named(&value),
                 "routes" => written.routes = list(&value),
                 _ => root.note_unknown_key(entry, &SECTIONS),
@@ -353,7 +357,8 @@ impl Compiler<'_> {
             complete: written.filters.iter().all(Option::is_some),
         };
         let upstreams = self.upstreams(written.upstreams.unwrap_or_default());
-        let operators = self.operators(written.operators.unwrap_or_default());
+        let operator_host = self.operator_host(written.operator_host);
+        let operators = self.operators(written.operators.unwrap_or_default(), operator_host.storage.is_some());
         let filters = self.filters(written.filters, &upstream_names);
         let routes =
             self.routes(written.routes, &filter_names, &upstream_names, &operator_names, &upstreams, &operators);
@@ -368,6 +373,7 @@ impl Compiler<'_> {
             listeners,
             filters,
             upstreams,
+            operator_host,
             operators,
             routes,
         })
@@ -390,8 +396,10 @@ impl Compiler<'_> {
     }
 
     fn workers(&mut self, workers: Option<u32>) -> usize {
+        // As found first: a host that keeps its threads off some CPUs later would count fewer when it reads the file again.
+        static CPUS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
         match workers {
-            None => std::thread::available_parallelism().map_or(1, usize::from),
+            None => *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
             Some(count @ 1..=1024) => count as usize,
             Some(count) => {
                 self.wrong("workers", format!("{count} is not from 1 to 1024"), "remove it to get one per CPU");

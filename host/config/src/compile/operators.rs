@@ -9,13 +9,38 @@ use super::names::host_port;
 use super::read::PEM_BYTES_MAX;
 use crate::file;
 use crate::mistake::listed;
-use crate::policy::{HostPort, Operator, OperatorSecret, SecretSource};
+use crate::policy::{Authorities, HostPort, Operator, OperatorHost, OperatorSecret, SecretSource};
 use crate::units::{Size, Time};
 
 const OPERATOR_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Compiler<'_> {
-    pub(super) fn operators(&mut self, written: Vec<(String, Option<file::Operator>)>) -> Vec<Operator> {
+    pub(super) fn operator_host(&mut self, written: file::OperatorHost) -> OperatorHost {
+        let mut folder = |path: &str, name: Option<String>| {
+            let name = name?;
+            if name.is_empty() {
+                self.wrong(path, "the name is empty", "name a folder, relative to the policy's");
+            }
+            Some(self.files.resolve(&name))
+        };
+        let storage = folder("operator_host.storage", written.storage);
+        let run_folder = folder("operator_host.run_folder", written.run_folder);
+        self.count("operator_host.prewarmed", written.prewarmed, 0, 64);
+        let ca = written.ca.and_then(|file| self.pem("operator_host.ca", &file, "CERTIFICATE"));
+        OperatorHost {
+            storage,
+            run_folder,
+            isolation: written.isolation,
+            prewarmed: written.prewarmed as usize,
+            ca: ca.map(|(path, pem)| Authorities { path, pem }),
+        }
+    }
+
+    pub(super) fn operators(
+        &mut self,
+        written: Vec<(String, Option<file::Operator>)>,
+        has_storage: bool,
+    ) -> Vec<Operator> {
         let mut operators: Vec<Operator> = Vec::new();
         for (name, operator) in written {
             let path = format!("operators.{name}");
@@ -24,6 +49,13 @@ impl Compiler<'_> {
                 operators.push(unread_operator(name));
                 continue;
             };
+            if operator.permissions.kv && !has_storage {
+                self.wrong(
+                    &format!("{path}.permissions.kv"),
+                    "there is no folder for stores",
+                    "name one: `operator_host: { storage: kv }`",
+                );
+            }
             let operator = self.operator(&path, name, operator);
             if let Some(cpus) = &operator.cpus {
                 let taken = operators.iter().find_map(|other| {
@@ -46,7 +78,7 @@ impl Compiler<'_> {
     fn operator(&mut self, path: &str, name: String, operator: file::Operator) -> Operator {
         let at = |field: &str| format!("{path}.{field}");
         let entry = self.read(&at("entry"), &operator.entry, OPERATOR_FILE_BYTES_MAX);
-        const EXTENSIONS: [&str; 6] = ["ts", "js", "mts", "mjs", "tsx", "jsx"];
+        const EXTENSIONS: [&str; 4] = ["ts", "js", "mts", "mjs"];
         let extension = Path::new(&operator.entry).extension().and_then(|extension| extension.to_str());
         if entry.is_some() && !extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
             self.wrong(
@@ -55,8 +87,25 @@ impl Compiler<'_> {
                 format!("name a file that ends in one of {}", listed(EXTENSIONS)),
             );
         }
+        let entry = entry.map(|(resolved, _)| resolved).unwrap_or_default();
+        let root = match &operator.root {
+            None => entry.parent().map(Path::to_owned).unwrap_or_default(),
+            Some(root) => {
+                let root = self.files.resolve(root);
+                if !entry.as_os_str().is_empty() && !entry.starts_with(&root) {
+                    self.wrong(
+                        &at("root"),
+                        format!("`{}` does not hold `{}`", root.display(), entry.display()),
+                        "name a folder above the entry module, relative to the policy's",
+                    );
+                }
+                root
+            }
+        };
         let permissions = operator.permissions;
         let net = self.host_ports(&at("permissions.net"), &permissions.net);
+        let private_net = self.host_ports(&at("permissions.private_net"), &permissions.private_net);
+        let granted: Vec<HostPort> = net.iter().chain(&private_net).cloned().collect();
         for (index, variable) in permissions.env.iter().enumerate() {
             self.variable(&format!("{path}.permissions.env[{index}]"), variable);
         }
@@ -66,7 +115,7 @@ impl Compiler<'_> {
                 &format!("{path}.permissions.secrets.{secret_name}"),
                 secret_name,
                 &secret,
-                &net,
+                &granted,
             ));
         }
         let mut read = Vec::new();
@@ -104,8 +153,10 @@ impl Compiler<'_> {
         });
         Operator {
             name,
-            entry: entry.map(|(resolved, _)| resolved).unwrap_or_default(),
+            entry,
+            root,
             net,
+            private_net,
             env: permissions.env,
             secrets,
             kv: permissions.kv,
@@ -115,6 +166,8 @@ impl Compiler<'_> {
             cpus,
             pool: operator.placement.pool,
             isolation: operator.isolation,
+            interpreter_only: operator.interpreter_only,
+            code_generation: operator.dangerously_allow_code_generation,
         }
     }
 
@@ -123,8 +176,11 @@ impl Compiler<'_> {
         let gib = Size::mib(1024);
         self.time(&at("wall_time"), limits.wall_time, Time::secs(3600));
         self.time(&at("cpu_time"), limits.cpu_time, Time::secs(3600));
+        self.time(&at("background_cpu_time"), limits.background_cpu_time, Time::secs(3600));
         self.time(&at("start_time"), limits.start_time, Time::secs(300));
-        self.size(&at("heap"), limits.heap, Size::mib(8), Size::mib(65_536));
+        self.time(&at("subrequest_time"), limits.subrequest_time, Time::secs(3600));
+        self.size(&at("heap"), limits.heap, Size::mib(16), Size::mib(4096));
+        self.size(&at("memory"), limits.memory, Size::mib(16), Size::mib(65_536));
         if limits.memory < limits.heap {
             self.wrong(
                 &at("memory"),
@@ -134,7 +190,10 @@ impl Compiler<'_> {
         }
         self.size(&at("request_bytes"), limits.request_bytes, Size(0), gib);
         self.size(&at("response_bytes"), limits.response_bytes, Size(0), Size::mib(65_536));
-        self.count(&at("concurrency"), limits.concurrency, 1, 100_000);
+        self.size(&at("subrequest_bytes"), limits.subrequest_bytes, Size(0), gib);
+        self.size(&at("subresponse_bytes"), limits.subresponse_bytes, Size(0), gib);
+        self.count(&at("concurrency"), limits.concurrency, 1, 4096);
+        self.count(&at("log_lines_per_second"), limits.log_lines_per_second, 1, 1_000_000);
     }
 
     fn variable(&mut self, path: &str, name: &str) {
@@ -173,7 +232,7 @@ impl Compiler<'_> {
                 self.wrong(
                     &format!("{path}.hosts[{index}]"),
                     format!("the operator may not reach `{host}`"),
-                    "add it to `permissions.net` as well",
+                    "add it to `permissions.net` or `permissions.private_net` as well",
                 );
             }
         }
@@ -196,7 +255,9 @@ fn unread_operator(name: String) -> Operator {
     Operator {
         name,
         entry: PathBuf::new(),
+        root: PathBuf::new(),
         net: Vec::new(),
+        private_net: Vec::new(),
         env: Vec::new(),
         secrets: Vec::new(),
         kv: false,
@@ -206,5 +267,7 @@ fn unread_operator(name: String) -> Operator {
         cpus: None,
         pool: None,
         isolation: file::Isolation::Required,
+        interpreter_only: false,
+        code_generation: false,
     }
 }

@@ -121,9 +121,10 @@ impl Compiler<'_> {
             (None, Some(Action::Upstream(index))) => {
                 upstreams.get(*index).map_or(Duration::ZERO, |upstream| upstream.request_timeout)
             }
-            (None, Some(Action::Operator(index))) => {
-                operators.get(*index).map_or(Duration::ZERO, |operator| operator.limits.wall_time.0)
-            }
+            // Behind the operator's own limits, which end a request with their cause.
+            (None, Some(Action::Operator(index))) => operators.get(*index).map_or(Duration::ZERO, |operator| {
+                operator.limits.start_time.0 + operator.limits.wall_time.0 + Duration::from_secs(1)
+            }),
             (None, _) => Duration::ZERO,
         };
         let is_response = matches!(action, Some(Action::Respond(_)));

@@ -18,6 +18,7 @@ pub mod deno;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,14 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// How to start it for a class of operators.
     fn start(&self, class: &Class) -> Start;
+}
+
+/// The engine that this machine has.
+///
+/// # Errors
+/// There is none; says what to do.
+pub fn locate() -> Result<Arc<dyn Engine>, deno::DenoMissing> {
+    Ok(Arc::new(deno::Deno::locate()?))
 }
 
 /// What an engine is handed once.

@@ -223,8 +223,8 @@ impl Host {
     pub fn operator(&self, name: &str, code: &str, change: impl FnOnce(&mut OperatorConfig)) -> Operator {
         self.write(&format!("{name}/main.ts"), code);
         let mut config = OperatorConfig::new(format!("{name}/main.ts"));
-        config.limits.start_milliseconds = 20_000;
-        config.limits.cpu_milliseconds = 5_000;
+        config.limits.start = Duration::from_millis(20_000);
+        config.limits.cpu = Duration::from_millis(5_000);
         change(&mut config);
         config.compile(name, self.folder.path(), &self.settings).unwrap_or_else(|errors| panic!("{errors:?}"))
     }

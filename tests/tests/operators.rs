@@ -1,0 +1,336 @@
+//! Operators in the built binary: filters before them, causes told alike everywhere, reload, the host's end, and a
+//! neighbour that does not notice what another one does.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use portcullis_harness::{ObservedResponse, RequestPlan};
+use portcullis_tests::process::DEADLINE;
+use portcullis_tests::server::Server;
+use portcullis_tests::{client, places};
+use serde_json::Value;
+
+const HELLO: &str = "export default { async fetch(request: Request) { return new Response('hello ' + new URL(request.url).pathname); } };";
+
+/// A folder with a policy and operators' files.
+struct Site {
+    folder: tempfile::TempDir,
+}
+
+impl Site {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let site = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        for (name, text) in files {
+            site.write(name, text);
+        }
+        site
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+
+    /// Writes the policy: every operator at the path of its name, behind the probe.
+    fn policy(&self, operators: &[(&str, &str)]) {
+        let probe = places::filter("probe").unwrap_or_else(|error| panic!("{error}"));
+        let mut text = format!(
+            "version: 1\nworkers: 1\nadmin: {{ address: \"127.0.0.1:0\" }}\n\
+             listeners: [{{ name: public, address: \"127.0.0.1:0\" }}]\n\
+             filters: [{{ name: probe, wasm: \"{}\" }}]\n\
+             operator_host: {{ run_folder: run, storage: kv }}\noperators:\n",
+            probe.display()
+        );
+        for (name, settings) in operators {
+            text.push_str(&format!("  {name}: {{ {settings} }}\n"));
+        }
+        text.push_str("routes:\n");
+        for (name, _) in operators {
+            text.push_str(&format!(
+                "  - {{ name: {name}, match: {{ path: {{ prefix: /{name} }} }}, operator: {name} }}\n"
+            ));
+        }
+        self.write("portcullis.yaml", &text);
+    }
+
+    fn serve(&self) -> Serving {
+        let server = Server::portcullis(&self.folder.path().join("portcullis.yaml"));
+        Serving(server.unwrap_or_else(|error| panic!("{error}")))
+    }
+}
+
+struct Serving(Server);
+
+impl Serving {
+    fn send(&self, request: &RequestPlan) -> ObservedResponse {
+        let sent = client::send(self.0.address(), request).unwrap_or_else(|error| panic!("{error}\n{}", self.0.log()));
+        sent.unwrap_or_else(|| panic!("no answer to {}\n{}", request.path, self.0.log()))
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        let response = self.send(&RequestPlan::new("GET", path));
+        (response.status, String::from_utf8_lossy(&response.body).into_owned())
+    }
+
+    fn counter(&self, name: &str) -> i64 {
+        let counters = self.0.counters().unwrap_or_else(|error| panic!("{error}"));
+        counters.get(name).copied().unwrap_or_default()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.0.id().to_string()).status();
+        assert!(sent.expect("`kill` runs").success());
+    }
+
+    fn reload(&self) {
+        let reloads = || {
+            ["ok", "failed"]
+                .iter()
+                .map(|result| self.counter(&format!("portcullis_reloads_total.result.{result}")))
+                .sum()
+        };
+        let before: i64 = reloads();
+        self.signal("HUP");
+        eventually("a reload", || reloads() > before);
+    }
+
+    /// Processes whose parent is the host: operators and those that are kept ready.
+    fn children(&self) -> Vec<u32> {
+        let parent = self.0.id().to_string();
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        processes
+            .filter_map(|entry| {
+                let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+                let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+                let mut fields = stat.rsplit(") ").next()?.split(' ');
+                let is_zombie = fields.next() == Some("Z");
+                (!is_zombie && fields.next() == Some(parent.as_str())).then_some(pid)
+            })
+            .collect()
+    }
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn is_running(pid: u32) -> bool {
+    // A zombie has no executable any more.
+    Path::new("/proc").join(pid.to_string()).join("exe").read_link().is_ok()
+}
+
+#[test]
+fn filters_come_first_and_the_operator_sees_what_they_added() {
+    let site = Site::new(&[(
+        "echo/main.ts",
+        "export default { async fetch(request: Request) { return Response.json([request.method, request.url, request.headers.get('x-probed'), await request.text()]); } };",
+    )]);
+    site.policy(&[("echo", "entry: echo/main.ts")]);
+    let serving = site.serve();
+    let mut request = RequestPlan::new("POST", "/echo/a?b=c");
+    request.body = vec![b"two ".to_vec(), b"pieces".to_vec()];
+    let response = serving.send(&request);
+    let seen: Value = serde_json::from_slice(&response.body).expect("JSON");
+    assert_eq!(seen, serde_json::json!(["POST", "http://api.example.com/echo/a?b=c", "yes", "two pieces"]));
+
+    let mut denied = RequestPlan::new("GET", "/echo");
+    denied.fields.push("x-probe", "deny");
+    assert_eq!(serving.send(&denied).status, 418);
+    let mut crashed = RequestPlan::new("GET", "/echo");
+    crashed.fields.push("x-probe", "panic");
+    assert_eq!(serving.send(&crashed).status, 503);
+    assert_eq!(serving.counter("portcullis_operator_requests_total.operator.echo"), 1, "denied requests reached it");
+}
+
+/// Client, access log and metric name one cause.
+fn check_cause(serving: &Serving, path: &str, status: u16, cause: &str) {
+    let operator = path.trim_start_matches('/').split(['/', '?']).next().unwrap_or_default();
+    let metric = format!("portcullis_operator_failed_total.operator.{operator}.reason.{cause}");
+    let before = serving.counter(&metric);
+    let (found, body) = serving.get(path);
+    let problem: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {found} {body}"));
+    assert_eq!((found, problem["reason"].as_str()), (status, Some(cause)), "{path}\n{}", serving.0.log());
+    assert!(problem["request_id"].is_string(), "{body}");
+    assert_eq!(serving.counter(&metric), before + 1, "{metric}");
+    let line = format!(" GET {} {status} {cause} ", path.split('?').next().unwrap_or_default());
+    eventually("the access log has it", || serving.0.log().contains(&line));
+}
+
+const CAUSES: &str = r#"
+const kept: unknown[] = [];
+export default { async fetch(request: Request) {
+  switch (new URL(request.url).pathname.split("/")[2]) {
+    case "throw": throw new Error("private detail");
+    case "loop": for (;;) {}
+    case "wait": await new Promise(() => {});
+    case "memory": for (;;) kept.push(new Array(1000).fill({}));
+    case "long": return new Response("x".repeat(2000));
+    case "slow": await new Promise((resolve) => setTimeout(resolve, 1500));
+  }
+  return new Response("ok");
+} };
+"#;
+
+#[test]
+fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
+    let site = Site::new(&[("a/main.ts", CAUSES), ("elsewhere/main.ts", HELLO)]);
+    site.policy(&[
+        (
+            "a",
+            "entry: a/main.ts, replicas: { max: 1 }, limits: { cpu_time: 400ms, wall_time: 3s, heap: 32MiB, memory: 64MiB, \
+             request_bytes: 1KiB, response_bytes: 1KiB, concurrency: 1 }",
+        ),
+        ("elsewhere", "entry: elsewhere/main.ts, placement: { pool: acme }"),
+    ]);
+    let serving = site.serve();
+    check_cause(&serving, "/a/throw", 500, "operator_exception");
+    check_cause(&serving, "/a/wait", 503, "operator_wall_time");
+    check_cause(&serving, "/a/long", 500, "operator_response_bytes");
+    check_cause(&serving, "/elsewhere", 503, "operator_elsewhere");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| serving.get("/a/slow"));
+        eventually("it is being answered", || serving.counter("portcullis_operator_requests_total.operator.a") == 4);
+        check_cause(&serving, "/a/ok", 429, "operator_concurrency");
+        assert_eq!(slow.join().expect("an answer"), (200, "ok".to_owned()));
+    });
+    let mut long = RequestPlan::new("POST", "/a");
+    long.body = vec![vec![b'x'; 2000]];
+    assert_eq!(serving.send(&long).status, 413);
+    check_cause(&serving, "/a/loop", 503, "operator_cpu_time");
+    eventually("it was replaced", || serving.get("/a/ok").0 == 200);
+    check_cause(&serving, "/a/memory", 503, "operator_memory");
+    eventually("it was replaced", || serving.get("/a/ok").0 == 200);
+    let log = serving.0.log();
+    assert!(log.contains("Error: private detail") && log.contains("at Object.fetch (main.ts:5:"), "{log}");
+}
+
+#[test]
+fn a_reload_takes_what_loads_and_keeps_what_worked() {
+    let site = Site::new(&[("v/main.ts", HELLO), ("w/main.ts", HELLO)]);
+    site.policy(&[("v", "entry: v/main.ts"), ("w", "entry: w/main.ts")]);
+    let serving = site.serve();
+    assert_eq!(serving.get("/v/1").1, "hello /v/1");
+
+    // Of two changes one does not load: neither is taken, and the log says why.
+    site.write("w/main.ts", &HELLO.replace("hello", "changed"));
+    site.write("v/main.ts", "import './absent.ts';\nexport default {};");
+    serving.reload();
+    assert_eq!((serving.get("/v").1.as_str(), serving.get("/w").1.as_str()), ("hello /v", "hello /w"));
+    let log = serving.0.log();
+    assert!(log.contains("the running policy stays in force"), "{log}");
+    assert!(log.contains("operator `v`: main.ts:1:8: there is no module `./absent.ts`"), "{log}");
+    assert_eq!(serving.counter("portcullis_reloads_total.result.failed"), 1);
+
+    site.write("v/main.ts", &HELLO.replace("hello", "second"));
+    site.policy(&[("v", "entry: v/main.ts")]);
+    serving.reload();
+    assert_eq!(serving.get("/v").1, "second /v");
+    assert_eq!(serving.get("/w").0, 404);
+    site.write("new/main.ts", HELLO);
+    site.policy(&[("v", "entry: v/main.ts"), ("new", "entry: new/main.ts")]);
+    serving.reload();
+    assert_eq!(serving.get("/new").1, "hello /new");
+}
+
+#[test]
+fn reloads_and_kills_under_load_lose_only_what_a_killed_process_was_answering() {
+    let slow = |version: u32| {
+        format!(
+            "export default {{ async fetch() {{ await new Promise((r) => setTimeout(r, 20)); return new Response('{version}'); }} }};"
+        )
+    };
+    let site = Site::new(&[("busy/main.ts", &slow(0)), ("calm/main.ts", HELLO)]);
+    site.policy(&[("busy", "entry: busy/main.ts, replicas: { min: 2 }"), ("calm", "entry: calm/main.ts")]);
+    let serving = site.serve();
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let ask =
+        |path: &'static str| {
+            let (stop, answered, address) = (Arc::clone(&stop), Arc::clone(&answered), serving.0.address());
+            std::thread::spawn(move || {
+                let mut failed = Vec::new();
+                while !stop.load(Ordering::Acquire) {
+                    match client::send(address, &RequestPlan::new("GET", path)) {
+                        Ok(Some(response)) if response.status == 200 && response.complete => {
+                            answered.fetch_add(1, Ordering::AcqRel);
+                        }
+                        other => failed.push(other.map(|response| {
+                            response.map(|response| String::from_utf8_lossy(&response.body).into_owned())
+                        })),
+                    }
+                }
+                failed
+            })
+        };
+    const CLIENTS: usize = 4;
+    let busy: Vec<_> = (0..CLIENTS).map(|_| ask("/busy")).collect();
+    let calm = ask("/calm");
+    for version in 1..4 {
+        site.write("busy/main.ts", &slow(version));
+        serving.reload();
+        assert_eq!(serving.get("/busy").1, version.to_string());
+    }
+    let before = answered.load(Ordering::Acquire);
+    eventually("more answers", || answered.load(Ordering::Acquire) > before + 20);
+    // Which child is which is not told, so each is killed in turn: also the neighbour's and the ones kept ready.
+    let kills = 3;
+    for _ in 0..kills {
+        let victim = serving.children().first().copied().expect("a process");
+        let killed = Command::new("kill").args(["-KILL", &victim.to_string()]).status();
+        assert!(killed.expect("`kill` runs").success());
+        let before = answered.load(Ordering::Acquire);
+        eventually("more answers", || answered.load(Ordering::Acquire) > before + 20);
+    }
+    stop.store(true, Ordering::Release);
+    let lost: Vec<_> = busy.into_iter().flat_map(|client| client.join().expect("a client")).collect();
+    let lost_calm = calm.join().expect("a client");
+    assert!(lost.len() <= CLIENTS * kills && lost_calm.len() <= kills, "{lost:?} {lost_calm:?}");
+    for failed in lost.iter().chain(&lost_calm) {
+        let cause = failed.as_ref().ok().and_then(Option::as_ref);
+        assert!(cause.is_some_and(|body| body.contains("operator_crashed")), "{failed:?}");
+    }
+}
+
+#[test]
+fn whatever_ends_the_host_ends_its_operators() {
+    for signal in ["TERM", "KILL"] {
+        let site = Site::new(&[("hello/main.ts", HELLO)]);
+        site.policy(&[("hello", "entry: hello/main.ts")]);
+        let mut serving = site.serve();
+        assert_eq!(serving.get("/hello").0, 200);
+        eventually("one is kept ready", || serving.children().len() == 2);
+        let children = serving.children();
+        serving.signal(signal);
+        eventually("the host has ended", || !serving.0.is_running());
+        eventually("its processes have, too", || !children.iter().any(|pid| is_running(*pid)));
+        // A host that ends in order leaves no folder behind; the next one clears up after one that could not.
+        if signal == "TERM" {
+            let left: Vec<_> = walk(&site.folder.path().join("run"));
+            assert!(left.iter().all(|path| path.ends_with(".lock")), "{left:?}");
+        } else {
+            let again = site.serve();
+            assert_eq!(again.get("/hello").0, 200);
+        }
+    }
+}
+
+fn walk(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(walk(&entry.path()));
+        } else {
+            found.push(entry.path().display().to_string());
+        }
+    }
+    found
+}
