@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{Config, ExternType, InstancePre, OptLevel, ValType, WasmBacktraceDetails};
@@ -11,7 +11,7 @@ use wasmtime::{Config, ExternType, InstancePre, OptLevel, ValType, WasmBacktrace
 use crate::hostcalls::{self, HostFunctions};
 use crate::vm::VmState;
 
-/// How often the clock for callbacks ticks. A callback ends at most this long after its time is up.
+/// How often the clock for callbacks ticks, and so how precisely their time is bounded; see [`crate::Limits`].
 pub const EPOCH: Duration = Duration::from_millis(5);
 
 /// What an [`Engine`] is made with.
@@ -71,9 +71,16 @@ impl Engine {
         let thread = std::thread::Builder::new().name("epoch".into()).spawn({
             let (engine, stop) = (self.wasmtime.clone(), Arc::clone(&stop));
             move || {
+                let (began, mut ticks) = (Instant::now(), 0);
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park_timeout(EPOCH);
-                    engine.increment_epoch();
+                    // Where this thread got its turn late, the ticks that it missed are made up for: a busy machine must not
+                    // lengthen everybody's time.
+                    let due = began.elapsed().as_nanos() / EPOCH.as_nanos();
+                    for _ in ticks..due {
+                        engine.increment_epoch();
+                    }
+                    ticks = due;
                 }
             }
         });

@@ -138,6 +138,8 @@ impl std::fmt::Debug for LocalResponse {
 /// What a guest asked for in a callback; carried out once the callback has returned.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
+    /// The worker knows that something was asked: it need not be told again.
+    pub(crate) noted: bool,
     pub(crate) resume_request: bool,
     pub(crate) resume_response: bool,
     pub(crate) local_response: Option<LocalResponse>,

@@ -14,7 +14,6 @@ use std::collections::BTreeSet;
 use wasmtime::{Caller, Linker, Memory};
 
 use crate::abi::{LogLevel, Status};
-use crate::embedder::Lint;
 use crate::vm::{Doing, GuestFault, VmState};
 
 /// A host function's end, short of the guest's.
@@ -157,11 +156,9 @@ impl<'a> Call<'a> {
     }
 
     /// Tells the embedder of a call that cannot do what it seems to.
-    fn lint(&self, reason: impl Into<String>) {
-        let state = self.state();
-        let plugin = state.current_plugin();
-        let lint = Lint { plugin: &plugin.name, callback: state.callback.name, call: self.name, reason: reason.into() };
-        state.embedder.borrow_mut().lint(&lint);
+    fn lint(&mut self, reason: impl Into<String>) {
+        let name = self.name;
+        self.state_mut().lint(name, || reason.into());
     }
 
     /// A status that the Rust SDK does not expect makes it panic; the author should hear why.
@@ -170,7 +167,9 @@ impl<'a> Call<'a> {
             return;
         }
         let reason = self.reason.take().unwrap_or_else(|| "an argument is not valid here".into());
-        self.lint(format!("answers {status:?} ({}), on which SDKs panic: {reason}", status as u32));
+        let name = self.name;
+        let text = || format!("answers {status:?} ({}), on which SDKs panic: {reason}", status as u32);
+        self.state_mut().lint(name, text);
     }
 }
 

@@ -24,10 +24,11 @@ pub enum FailurePolicy {
 pub struct Limits {
     /// Bytes of linear memory of one VM. Default 64 MiB: SDK guests start with 1 to 2 MiB, Go guests with up to 10.
     pub memory_bytes_max: usize,
-    /// Wall time of one callback, [`crate::EPOCH`] precise. Default 100 ms: a worker serves nobody else meanwhile.
+    /// CPU time of one callback; it ends within three [`crate::EPOCH`]s after, given a CPU. Default 100 ms: a worker serves
+    /// nobody else meanwhile. Time in which the machine runs something else does not count.
     pub callback_time_max: Duration,
-    /// Wall time of `_initialize`, `proxy_on_vm_start` and `proxy_on_configure`, each. Default 2 s: it happens at load,
-    /// where Go guests start their runtime and filters compile their rules.
+    /// CPU time to start: `_initialize`, `main`, `proxy_on_vm_start` and `proxy_on_configure` together. Default 2 s: Go guests start
+    /// their runtime in it and filters compile their rules, while the worker serves nobody else.
     pub start_time_max: Duration,
     /// Callouts under way at a time. Default 128: each holds a connection and a buffer.
     pub calls_max: usize,
@@ -101,8 +102,11 @@ pub struct Plugin {
     pub limits: Limits,
     /// What happens after a trap.
     pub failure_policy: FailurePolicy,
-    /// Mean time between a trap and the first try at a new VM. Default 1 s, as in Envoy; jittered by half.
+    /// Longest time between a trap and the first try at a new VM; the shortest is half of it. Default 1 s, as in Envoy. It doubles
+    /// while new VMs do not come up, or crash within `reload_backoff_max`.
     pub reload_backoff: Duration,
+    /// What it doubles up to. Default 10 s: an outage should not outlast its cause by more.
+    pub reload_backoff_max: Duration,
     /// What the answer `StopIteration` to a headers callback means: `true`, body callbacks go on while the headers
     /// are held; `false`, nothing more is delivered until the guest resumes. Default `true`: a filter that looks at
     /// bodies can then deny before the upstream has seen anything.
@@ -125,6 +129,7 @@ impl Plugin {
             limits: Limits::default(),
             failure_policy: FailurePolicy::default(),
             reload_backoff: Duration::from_secs(1),
+            reload_backoff_max: Duration::from_secs(10),
             allow_on_headers_stop_iteration: true,
             capabilities: Capabilities::default(),
         }

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use bytes::Bytes;
+
 use crate::abi::Status;
 
 /// Bounds on what guests can make the process keep.
@@ -23,6 +25,8 @@ pub struct SharedLimits {
     pub queue_item_bytes_max: usize,
     /// Queues in all. Default 1,000.
     pub queues_max: usize,
+    /// Bytes of a queue's or a metric's name. Default 1,024.
+    pub name_bytes_max: usize,
 }
 
 impl Default for SharedLimits {
@@ -33,6 +37,7 @@ impl Default for SharedLimits {
             queue_items_max: 10_000,
             queue_item_bytes_max: 1024 * 1024,
             queues_max: 1_000,
+            name_bytes_max: 1_024,
         }
     }
 }
@@ -56,7 +61,8 @@ struct Data {
 }
 
 struct Entry {
-    value: Vec<u8>,
+    /// Counted, so that the lock is held for a reference and not for a copy: a value may have many megabytes.
+    value: Bytes,
     cas: u32,
 }
 
@@ -102,8 +108,20 @@ impl Mailbox {
         *lock(&self.waker) = Some(waker);
     }
 
-    pub(crate) fn take(&self) -> VecDeque<Notification> {
-        std::mem::take(&mut *lock(&self.waiting))
+    /// How many wait now.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
+    pub(crate) fn take_one(&self) -> Option<Notification> {
+        lock(&self.waiting).pop_front()
+    }
+
+    /// Wakes the worker.
+    pub(crate) fn wake(&self) {
+        if let Some(wake) = lock(&self.waker).clone() {
+            wake();
+        }
     }
 
     fn post(&self, notification: Notification, most: usize) {
@@ -113,9 +131,7 @@ impl Mailbox {
             waiting.push_back(notification);
         }
         drop(waiting);
-        if let Some(wake) = lock(&self.waker).clone() {
-            wake();
-        }
+        self.wake();
     }
 }
 
@@ -165,6 +181,9 @@ pub struct Metric {
 #[derive(Default)]
 struct Metrics {
     by_name: BTreeMap<(String, u8), Arc<MetricCell>>,
+    /// How many names each plugin has brought in, over all its VMs: what replaces a crashed one starts with none of its own,
+    /// but the names it had are still here.
+    by_plugin: HashMap<String, usize>,
 }
 
 /// Upper bounds of a histogram's buckets: Envoy's defaults.
@@ -280,6 +299,10 @@ impl Shared {
         })
     }
 
+    pub(crate) fn limits(&self) -> &SharedLimits {
+        &self.limits
+    }
+
     /// All metrics that guests have defined, by name.
     pub fn metrics(&self) -> Vec<Metric> {
         let metrics = self.metrics.read().unwrap_or_else(PoisonError::into_inner);
@@ -302,23 +325,43 @@ impl Shared {
         lock(&self.mailboxes).remove(&id);
     }
 
-    pub(crate) fn define_metric(&self, kind: MetricKind, name: &str) -> Arc<MetricCell> {
+    /// The metric of this name, made if there is none and the plugin has not yet brought in `most`.
+    pub(crate) fn define_metric(
+        &self,
+        plugin: &str,
+        most: usize,
+        kind: MetricKind,
+        name: &str,
+    ) -> Option<Arc<MetricCell>> {
         let mut metrics = self.metrics.write().unwrap_or_else(PoisonError::into_inner);
-        let cell =
-            metrics.by_name.entry((name.to_owned(), kind as u8)).or_insert_with(|| Arc::new(MetricCell::new(kind)));
-        Arc::clone(cell)
+        let Metrics { by_name, by_plugin } = &mut *metrics;
+        let key = (name.to_owned(), kind as u8);
+        if let Some(cell) = by_name.get(&key) {
+            return Some(Arc::clone(cell));
+        }
+        let count = by_plugin.entry(plugin.to_owned()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        let cell = Arc::new(MetricCell::new(kind));
+        by_name.insert(key, Arc::clone(&cell));
+        Some(cell)
     }
 
-    /// Copies the value into `out`; `None` if there is none, else its compare-and-swap number, never 0.
-    pub(crate) fn get_data(&self, vm_id: &str, key: &[u8], out: &mut Vec<u8>) -> Option<u32> {
+    /// The value and its compare-and-swap number, which is never 0.
+    pub(crate) fn get_data(&self, vm_id: &str, key: &[u8]) -> Option<(Bytes, u32)> {
+        let key = scoped(vm_id, key);
         let data = lock(&self.data);
-        let entry = data.entries.get(&scoped(vm_id, key))?;
-        out.extend_from_slice(&entry.value);
-        Some(entry.cas)
+        let entry = data.entries.get(&key)?;
+        Some((entry.value.clone(), entry.cas))
     }
 
     pub(crate) fn set_data(&self, vm_id: &str, key: &[u8], value: &[u8], cas: u32) -> Status {
-        let key = scoped(vm_id, key);
+        if key.len().saturating_add(value.len()) > self.limits.bytes_max {
+            return Status::InternalFailure;
+        }
+        let (key, value) = (scoped(vm_id, key), Bytes::copy_from_slice(value));
         let data = &mut *lock(&self.data);
         let old_bytes = match data.entries.get(&key) {
             Some(entry) if cas != 0 && entry.cas != cas => return Status::CasMismatch,
@@ -336,13 +379,9 @@ impl Shared {
         data.cas = data.cas.checked_add(1).unwrap_or(1);
         let cas = data.cas;
         match data.entries.get_mut(&key) {
-            Some(entry) => {
-                entry.value.clear();
-                entry.value.extend_from_slice(value);
-                entry.cas = cas;
-            }
+            Some(entry) => *entry = Entry { value, cas },
             None => {
-                data.entries.insert(key, Entry { value: value.to_vec(), cas });
+                data.entries.insert(key, Entry { value, cas });
             }
         }
         Status::Ok
@@ -350,6 +389,9 @@ impl Shared {
 
     /// Registers a queue or moves its notifications to a new owner; what waits in it stays.
     pub(crate) fn register_queue(&self, vm_id: &str, name: &[u8], owner: Owner) -> Option<u32> {
+        if name.len() > self.limits.name_bytes_max {
+            return None;
+        }
         let queues = &mut *lock(&self.queues);
         if let Some(id) = queues.by_name.get(&(vm_id.into(), name.into())) {
             if let Some(queue) = queues.queues.get_mut(id) {
@@ -367,18 +409,23 @@ impl Shared {
     }
 
     pub(crate) fn resolve_queue(&self, vm_id: &str, name: &[u8]) -> Option<u32> {
+        if name.len() > self.limits.name_bytes_max {
+            return None;
+        }
         lock(&self.queues).by_name.get(&(vm_id.into(), name.into())).copied()
     }
 
     pub(crate) fn enqueue(&self, id: u32, item: &[u8]) -> Status {
+        // Copied before the lock is taken, unless it is too large anyway.
+        let item = (item.len() <= self.limits.queue_item_bytes_max).then(|| item.to_vec());
         let mut queues = lock(&self.queues);
         let Some(queue) = queues.queues.get_mut(&id) else {
             return Status::NotFound;
         };
-        if item.len() > self.limits.queue_item_bytes_max || queue.items.len() >= self.limits.queue_items_max {
+        let Some(item) = item.filter(|_| queue.items.len() < self.limits.queue_items_max) else {
             return Status::InternalFailure;
-        }
-        queue.items.push_back(item.to_vec());
+        };
+        queue.items.push_back(item);
         let owner = queue.owner;
         drop(queues);
         let mailbox = lock(&self.mailboxes).get(&owner.worker).cloned();
@@ -413,8 +460,7 @@ mod tests {
     }
 
     fn get(shared: &Shared, vm_id: &str, key: &[u8]) -> Option<(Vec<u8>, u32)> {
-        let mut out = Vec::new();
-        shared.get_data(vm_id, key, &mut out).map(|cas| (out, cas))
+        shared.get_data(vm_id, key).map(|(value, cas)| (value.to_vec(), cas))
     }
 
     #[test]
@@ -460,32 +506,52 @@ mod tests {
         assert_eq!(shared.enqueue(id, b"1"), Status::Ok);
         assert_eq!(shared.enqueue(id, b"2"), Status::Ok);
         assert_eq!(shared.enqueue(id, b"3"), Status::InternalFailure);
-        assert_eq!(mailbox.take().len(), 2, "one notification per item");
+        assert_eq!(mailbox.len(), 2, "one notification per item");
+        while mailbox.take_one().is_some() {}
         assert_eq!(shared.dequeue(id).unwrap(), b"1");
         assert_eq!(shared.dequeue(id).unwrap(), b"2");
         assert_eq!(shared.dequeue(id + 1), Err(Status::NotFound));
         let moved = Owner { worker, vm: 2, context: 9 };
         assert_eq!(shared.register_queue("vm", b"q", moved), Some(id));
         assert_eq!(shared.enqueue(id, b"4"), Status::Ok);
-        assert_eq!(mailbox.take()[0].owner, moved);
+        assert_eq!(mailbox.take_one().unwrap().owner, moved);
+    }
+
+    #[test]
+    fn a_plugin_brings_in_a_bounded_number_of_metrics_however_often_its_vm_is_replaced() {
+        let shared = limited(SharedLimits::default());
+        let define = |plugin, name| shared.define_metric(plugin, 2, MetricKind::Counter, name).is_some();
+        assert!(define("p", "a") && define("p", "b") && !define("p", "c"));
+        assert!(define("p", "a"), "one that is there takes no room");
+        assert!(define("q", "c") && define("p", "c"), "another plugin has room of its own");
+        assert_eq!(shared.metrics().len(), 3);
+    }
+
+    #[test]
+    fn a_queues_name_is_bounded() {
+        let shared = limited(SharedLimits { name_bytes_max: 3, ..SharedLimits::default() });
+        let owner = Owner { worker: 1, vm: 1, context: 1 };
+        assert!(shared.register_queue("", b"abc", owner).is_some());
+        assert_eq!(shared.register_queue("", b"abcd", owner), None);
     }
 
     #[test]
     fn metrics_answer_as_in_envoy() {
         let shared = limited(SharedLimits::default());
-        let counter = shared.define_metric(MetricKind::Counter, "c");
+        let define = |kind, name| shared.define_metric("p", 10, kind, name).unwrap();
+        let counter = define(MetricKind::Counter, "c");
         assert_eq!(counter.increment(0), Status::BadArgument);
         assert_eq!(counter.increment(-1), Status::BadArgument);
         assert_eq!(counter.increment(2), Status::Ok);
         counter.record(3);
         assert_eq!(counter.number(), Some(5), "recording into a counter adds");
-        let again = shared.define_metric(MetricKind::Counter, "c");
+        let again = define(MetricKind::Counter, "c");
         assert_eq!(again.number(), Some(5), "a name is one metric");
-        let gauge = shared.define_metric(MetricKind::Gauge, "g");
+        let gauge = define(MetricKind::Gauge, "g");
         gauge.record(7);
         assert_eq!(gauge.increment(-2), Status::Ok);
         assert_eq!(gauge.number(), Some(5));
-        let histogram = shared.define_metric(MetricKind::Histogram, "h");
+        let histogram = define(MetricKind::Histogram, "h");
         assert_eq!(histogram.increment(1), Status::BadArgument);
         assert_eq!(histogram.number(), None);
         for value in [0, 1, 2, u64::MAX] {

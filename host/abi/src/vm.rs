@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use wasmtime::{Instance, Memory, ResourceLimiter, Store, Trap, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{Instance, Memory, ResourceLimiter, Store, Trap, TypedFunc, UpdateDeadline, WasmParams, WasmResults};
 
 use crate::abi::{BodyAction, Direction, HeadersAction, LogLevel};
-use crate::embedder::{Embedder, LogRecord};
+use crate::embedder::{Embedder, Lint, LogRecord};
 use crate::engine::EPOCH;
 use crate::exchange::Exchange;
 use crate::fields::FieldMap;
@@ -74,6 +74,9 @@ pub enum GuestFault {
     /// Its allocator answered with nothing.
     #[error("its allocator refused {0} bytes for the answer of a host function")]
     NoMemory(usize),
+    /// Its time was over; told as [`Trapped::Deadline`].
+    #[error("its time was over")]
+    TimeIsUp,
 }
 
 /// Where a guest is: names for errors and lints, and what it may call.
@@ -165,8 +168,11 @@ pub(crate) struct VmState {
     /// Streams, with stages, in which a guest asked for something.
     pub(crate) touched: Vec<(StreamId, usize)>,
     pub(crate) metrics: MetricTable,
-    pub(crate) log_budget: LogBudget,
+    log_budget: LogBudget,
+    /// Lints have a budget of their own, as large: a guest that errs in a loop must not use up its log, nor flood ours.
+    lint_budget: LogBudget,
     limiter: MemoryLimiter,
+    pub(crate) time: CallbackTime,
     /// For answers on their way into the guest's memory.
     pub(crate) scratch: Vec<u8>,
     /// Lines logged while the guest starts, for the error if it does not.
@@ -184,27 +190,115 @@ pub(crate) struct MetricTable {
 }
 
 /// Lines a guest may still log in this second.
+#[derive(Default)]
 pub(crate) struct LogBudget {
     second: Option<Duration>,
     left: u32,
     dropped: u64,
 }
 
+impl LogBudget {
+    /// Takes one line's worth, of `most` a second. `None`: there is none left. Else how many lines were dropped in the second
+    /// before, to be told once.
+    fn take(&mut self, now: Duration, most: u32) -> Option<u64> {
+        let second = Duration::from_secs(now.as_secs());
+        let mut dropped = 0;
+        if self.second != Some(second) {
+            dropped = self.dropped;
+            *self = LogBudget { second: Some(second), left: most, dropped: 0 };
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(dropped)
+            }
+            None => {
+                self.dropped += 1;
+                None
+            }
+        }
+    }
+}
+
+/// The time that the callback under way may take: CPU time of this thread, so that a machine which is busy with something else
+/// does not make a guest look like one that loops.
+#[derive(Default)]
+pub(crate) struct CallbackTime {
+    budget: Duration,
+    /// The thread's CPU time at the first look, up to [`EPOCH`] after the callback began.
+    since: Option<Duration>,
+}
+
+impl CallbackTime {
+    /// After how many ticks to look again. An error: the time is up.
+    pub(crate) fn look(&mut self) -> Result<u64, GuestFault> {
+        let now = thread_cpu_time();
+        let used = now.saturating_sub(*self.since.get_or_insert(now));
+        match self.budget.checked_sub(used) {
+            Some(left) if !left.is_zero() => Ok(left.as_nanos().div_ceil(EPOCH.as_nanos()) as u64),
+            _ => Err(GuestFault::TimeIsUp),
+        }
+    }
+}
+
+/// How long this thread has been computing.
+fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Elements of all tables together. A guest's function table has thousands; a million are 8 MiB of the host's memory.
+const TABLE_ELEMENTS_MAX: usize = 1_000_000;
+
+/// Bounds what all memories and all tables of a VM take together: a module may have several.
 struct MemoryLimiter {
     bytes_max: usize,
-    refused: bool,
+    bytes: usize,
+    table_elements: usize,
+    refused: Option<Refused>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Memory,
+    Table,
+}
+
+impl MemoryLimiter {
+    fn new(bytes_max: usize) -> MemoryLimiter {
+        MemoryLimiter { bytes_max, bytes: 0, table_elements: 0, refused: None }
+    }
+}
+
+/// Adds to `total` what one part of it grows by, unless that makes more than `max`; says whether it did.
+fn grow(total: &mut usize, current: usize, desired: usize, max: usize) -> bool {
+    let grown = total.checked_add(desired.saturating_sub(current)).filter(|grown| *grown <= max);
+    *total = grown.unwrap_or(*total);
+    grown.is_some()
 }
 
 impl ResourceLimiter for MemoryLimiter {
-    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let fits = desired <= self.bytes_max;
-        self.refused |= !fits;
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            // Beyond the module's own bound, where wasmtime refuses whatever is answered here.
+            return Ok(false);
+        }
+        let fits = grow(&mut self.bytes, current, desired, self.bytes_max);
+        if !fits {
+            self.refused = Some(Refused::Memory);
+        }
         Ok(fits)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        // A guest's function table has thousands of entries; a million entries are 8 MiB of the host's memory.
-        Ok(desired <= 1_000_000)
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let fits = grow(&mut self.table_elements, current, desired, TABLE_ELEMENTS_MAX);
+        if !fits {
+            self.refused = Some(Refused::Table);
+        }
+        Ok(fits)
     }
 }
 
@@ -232,22 +326,21 @@ impl VmState {
         self.streams.get(&self.effective)
     }
 
+    /// Tells the embedder of a call that cannot do what it seems to, within the guest's budget.
+    pub(crate) fn lint(&mut self, call: &'static str, reason: impl FnOnce() -> String) {
+        let now = self.embedder.borrow().monotonic();
+        let plugin = self.current_plugin();
+        if self.lint_budget.take(now, plugin.limits.log_lines_per_second).is_some() {
+            let lint = Lint { plugin: &plugin.name, callback: self.callback.name, call, reason: reason() };
+            self.embedder.borrow_mut().lint(&lint);
+        }
+    }
+
     /// Logs a guest's or the host's line about the guest, within the guest's budget.
     pub(crate) fn log(&mut self, level: LogLevel, message: &[u8]) {
         let now = self.embedder.borrow().monotonic();
         let plugin = self.current_plugin();
-        let second = Duration::from_secs(now.as_secs());
-        let budget = &mut self.log_budget;
-        let mut dropped = 0;
-        if budget.second != Some(second) {
-            dropped = std::mem::take(&mut budget.dropped);
-            *budget = LogBudget { second: Some(second), left: plugin.limits.log_lines_per_second, dropped: 0 };
-        }
-        let Some(left) = budget.left.checked_sub(1) else {
-            budget.dropped += 1;
-            return;
-        };
-        budget.left = left;
+        let Some(dropped) = self.log_budget.take(now, plugin.limits.log_lines_per_second) else { return };
         let stream = self.effective_stream().map(|context| context.stream);
         let mut embedder = self.embedder.borrow_mut();
         if dropped > 0 {
@@ -358,6 +451,8 @@ pub(crate) struct Vm {
     /// Root contexts by what Envoy keys them on: root id, configuration, name.
     roots_by_key: HashMap<(String, Vec<u8>, String), u32>,
     started: bool,
+    /// The thread's CPU time when the VM, or a later plugin in it, began to start.
+    start_began: Duration,
 }
 
 /// Surroundings of a VM, the same for all of a worker.
@@ -371,6 +466,7 @@ pub(crate) struct Surroundings {
 impl Vm {
     /// Instantiates the plugin's module and runs its start functions.
     pub(crate) fn new(surroundings: &Surroundings, id: u64, plugin: &Arc<Plugin>) -> Result<Vm, VmStartError> {
+        let start_began = thread_cpu_time();
         let engine = plugin.module.engine();
         let state = VmState {
             memory: None,
@@ -391,22 +487,34 @@ impl Vm {
             new_calls: Vec::new(),
             touched: Vec::new(),
             metrics: MetricTable::default(),
-            log_budget: LogBudget { second: None, left: 0, dropped: 0 },
-            limiter: MemoryLimiter { bytes_max: plugin.limits.memory_bytes_max, refused: false },
+            log_budget: LogBudget::default(),
+            lint_budget: LogBudget::default(),
+            time: CallbackTime::default(),
+            limiter: MemoryLimiter::new(plugin.limits.memory_bytes_max),
             scratch: Vec::new(),
             start_log: Some(Vec::new()),
         };
         let mut store = Store::new(&engine.wasmtime, state);
         store.limiter(|state| &mut state.limiter);
+        store.epoch_deadline_callback(|mut store| Ok(UpdateDeadline::Continue(store.data_mut().time.look()?)));
         set_deadline(&mut store, plugin.limits.start_time_max);
         let instance = plugin.module.instance_pre().instantiate(&mut store).map_err(|error| {
-            if store.data().limiter.refused {
-                let max = plugin.limits.memory_bytes_max;
-                return VmStartError::Instantiate(format!(
-                    "it starts with more than the {max} bytes of memory allowed\n  hint: raise `limits.memory`"
-                ));
+            let limiter = &store.data().limiter;
+            // The module's own start section ran, and not to its end.
+            if error.is::<Trap>() || error.is::<GuestFault>() {
+                let limit = plugin.limits.start_time_max;
+                return VmStartError::Trapped(classify(&error, "start section", limit, limiter));
             }
-            VmStartError::Instantiate(format!("{error:#}"))
+            match limiter.refused {
+                None => VmStartError::Instantiate(format!("{error:#}")),
+                Some(Refused::Memory) => VmStartError::Instantiate(format!(
+                    "it starts with more than the {} bytes of memory allowed\n  hint: raise `limits.memory`",
+                    limiter.bytes_max
+                )),
+                Some(Refused::Table) => VmStartError::Instantiate(format!(
+                    "its tables start with more than the {TABLE_ELEMENTS_MAX} elements allowed"
+                )),
+            }
         })?;
         let memory = instance.get_memory(&mut store, "memory");
         let allocate = ["proxy_on_memory_allocate", "malloc"]
@@ -415,23 +523,22 @@ impl Vm {
         store.data_mut().memory = memory;
         store.data_mut().allocate = allocate;
         let exports = Exports::find(&mut store, &instance, plugin);
-        let mut vm = Vm { store, exports, roots_by_key: HashMap::new(), started: false };
+        let mut vm = Vm { store, exports, roots_by_key: HashMap::new(), started: false, start_began };
         vm.run_start_functions(&instance, plugin)?;
         Ok(vm)
     }
 
     fn run_start_functions(&mut self, instance: &Instance, plugin: &Plugin) -> Result<(), VmStartError> {
         let callback = |name| Callback { name, doing: Doing::Starting };
-        let budget = plugin.limits.start_time_max;
         if let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut self.store, "_initialize") {
-            self.call(callback("_initialize"), 0, budget, &initialize, ())?;
+            self.call(callback("_initialize"), 0, self.time_to_start(plugin), &initialize, ())?;
             if let Ok(main) = instance.get_typed_func::<(u32, u32), u32>(&mut self.store, "main") {
-                self.call(callback("main"), 0, budget, &main, (0, 0))?;
+                self.call(callback("main"), 0, self.time_to_start(plugin), &main, (0, 0))?;
             } else if let Ok(main) = instance.get_typed_func::<(), u32>(&mut self.store, "__main_void") {
-                self.call(callback("__main_void"), 0, budget, &main, ())?;
+                self.call(callback("__main_void"), 0, self.time_to_start(plugin), &main, ())?;
             }
         } else if let Ok(start) = instance.get_typed_func::<(), ()>(&mut self.store, "_start") {
-            self.call(callback("_start"), 0, budget, &start, ())?;
+            self.call(callback("_start"), 0, self.time_to_start(plugin), &start, ())?;
         }
         Ok(())
     }
@@ -452,15 +559,17 @@ impl Vm {
             done_pending: false,
         };
         self.store.data_mut().roots.insert(id, root);
-        let budget = plugin.limits.start_time_max;
+        if self.started {
+            self.start_began = thread_cpu_time();
+        }
         if let Some(create) = self.exports.context_create.clone() {
-            self.call(running("proxy_on_context_create"), id, budget, &create, (id, 0))?;
+            self.call(running("proxy_on_context_create"), id, self.time_to_start(plugin), &create, (id, 0))?;
         }
         if !self.started {
             self.started = true;
             if let Some(start) = self.exports.vm_start.clone() {
                 let len = self.store.data().plugin.vm_configuration.len() as u32;
-                if self.call(running("proxy_on_vm_start"), id, budget, &start, (id, len))? == 0 {
+                if self.call(running("proxy_on_vm_start"), id, self.time_to_start(plugin), &start, (id, len))? == 0 {
                     return Err(VmStartError::VmConfigurationRefused);
                 }
             }
@@ -468,12 +577,18 @@ impl Vm {
         if let Some(configure) = self.exports.configure.clone() {
             let callback = Callback { name: "proxy_on_configure", doing: Doing::Configuring };
             let len = plugin.configuration.len() as u32;
-            if self.call(callback, id, budget, &configure, (id, len))? == 0 {
+            if self.call(callback, id, self.time_to_start(plugin), &configure, (id, len))? == 0 {
                 return Err(VmStartError::ConfigurationRefused);
             }
         }
         self.roots_by_key.insert(key, id);
         Ok(id)
+    }
+
+    /// What is left of the time in which the plugin has to start.
+    fn time_to_start(&self, plugin: &Plugin) -> Allowance {
+        let limit = plugin.limits.start_time_max;
+        Allowance { limit, left: limit.saturating_sub(thread_cpu_time().saturating_sub(self.start_began)) }
     }
 
     /// What the guest has logged, at level warn and above, since it was made or since the last call of this.
@@ -651,29 +766,29 @@ impl Vm {
         func: &TypedFunc<P, R>,
         params: P,
     ) -> Result<R, Trapped> {
-        let budget = self.store.data().plugin.limits.callback_time_max;
-        self.call(running(name), context, budget, func, params)
+        let limit = self.store.data().plugin.limits.callback_time_max;
+        self.call(running(name), context, Allowance { limit, left: limit }, func, params)
     }
 
     fn call<P: WasmParams, R: WasmResults>(
         &mut self,
         callback: Callback,
         context: u32,
-        budget: Duration,
+        time: Allowance,
         func: &TypedFunc<P, R>,
         params: P,
     ) -> Result<R, Trapped> {
-        set_deadline(&mut self.store, budget);
+        set_deadline(&mut self.store, time.left);
         let state = self.store.data_mut();
         state.callback = callback;
         state.context = context;
         state.effective = context;
-        state.limiter.refused = false;
+        state.limiter.refused = None;
         let result = func.call(&mut self.store, params);
         let state = self.store.data_mut();
         let at = state.callback.name;
         state.callback = Callback { name: "", doing: Doing::Idle };
-        result.map_err(|error| classify(&error, at, budget, &state.limiter))
+        result.map_err(|error| classify(&error, at, time.limit, &state.limiter))
     }
 }
 
@@ -681,21 +796,31 @@ fn running(name: &'static str) -> Callback {
     Callback { name, doing: Doing::Running }
 }
 
-fn set_deadline(store: &mut Store<VmState>, budget: Duration) {
-    // One more tick than the budget has: the present one may be nearly over.
-    let ticks = budget.as_nanos().div_ceil(EPOCH.as_nanos()) as u64 + 1;
-    store.set_epoch_deadline(ticks);
+/// A limit on time, and what is left of it.
+#[derive(Clone, Copy)]
+struct Allowance {
+    limit: Duration,
+    left: Duration,
 }
 
-fn classify(error: &wasmtime::Error, callback: &'static str, budget: Duration, limiter: &MemoryLimiter) -> Trapped {
+/// Gives what runs next in this store so much time, from now on.
+fn set_deadline(store: &mut Store<VmState>, budget: Duration) {
+    store.data_mut().time = CallbackTime { budget, since: None };
+    // The first look is at the next tick, so that a callback which is done by then pays for no clock.
+    store.set_epoch_deadline(1);
+}
+
+fn classify(error: &wasmtime::Error, callback: &'static str, limit: Duration, limiter: &MemoryLimiter) -> Trapped {
     if let Some(fault) = error.downcast_ref::<GuestFault>() {
+        if *fault == GuestFault::TimeIsUp {
+            return Trapped::Deadline(limit, callback);
+        }
         return Trapped::Fault { fault: fault.clone(), callback };
     }
     match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => Trapped::Deadline(budget, callback),
         Some(Trap::StackOverflow) => Trapped::StackOverflow(callback),
         // A guest that gets no memory aborts; what it was refused says more than how it aborted.
-        Some(_) if limiter.refused => Trapped::Memory(limiter.bytes_max, callback),
+        Some(_) if limiter.refused == Some(Refused::Memory) => Trapped::Memory(limiter.bytes_max, callback),
         Some(trap) => Trapped::Trap { cause: trap.to_string(), callback },
         None => Trapped::Trap { cause: format!("{error:#}"), callback },
     }

@@ -189,6 +189,10 @@ struct VmSlot {
     vm: Option<Vm>,
     /// Number of the VM in this place; contexts remember theirs.
     id: u64,
+    /// When it came up.
+    born: Duration,
+    /// How many tries it took, in a row of VMs that did not last.
+    tries: u32,
     failure: Option<Failure>,
     traps: u64,
     reloads: u64,
@@ -230,6 +234,10 @@ enum Guest {
     Absent,
     Failed,
 }
+
+/// How long ticks and notifications may keep requests waiting. One of them may take longer, up to the guest's own limit, and is
+/// then the last of its turn.
+const TURN: Duration = Duration::from_millis(10);
 
 /// The guests and streams of one thread.
 pub struct Worker {
@@ -293,7 +301,8 @@ impl Worker {
                     cause,
                     log: Vec::new(),
                 })?;
-                self.vms.push(VmSlot { key, vm: Some(vm), id, failure: None, traps: 0, reloads: 0 });
+                let born = self.now();
+                self.vms.push(VmSlot { key, vm: Some(vm), id, born, tries: 0, failure: None, traps: 0, reloads: 0 });
                 self.vms.len() - 1
             }
         };
@@ -504,21 +513,30 @@ impl Worker {
         roots.filter_map(|root| root.next_tick).min()
     }
 
-    /// Calls the ticks that are due. A period counts from the end of a tick.
+    /// Calls ticks that are due, the one that has waited longest first. Some may be left over for the next call, so that
+    /// requests get their turn in between. A period counts from the end of a tick.
     pub fn run_timers(&mut self) {
-        let now = self.now();
-        for slot in 0..self.vms.len() {
-            let Some(vm) = &mut self.vms[slot].vm else { continue };
-            let due = |root: &crate::vm::Root| root.next_tick.is_some_and(|at| at <= now);
-            let due: Vec<u32> =
-                vm.state().roots.iter().filter(|(_, root)| due(root)).map(|(context, _)| *context).collect();
-            for context in due {
-                self.run(slot, None, |vm| vm.on_tick(context));
-                let now = self.now();
-                let Some(vm) = &mut self.vms[slot].vm else { break };
-                if let Some(root) = vm.state_mut().roots.get_mut(&context) {
-                    root.next_tick = root.tick_period.map(|period| now + period);
-                }
+        let began = self.now();
+        let mut due: Vec<(Duration, u64, u32)> = Vec::new();
+        for place in &self.vms {
+            let Some(vm) = &place.vm else { continue };
+            let ticks =
+                vm.state().roots.iter().filter_map(|(context, root)| Some((root.next_tick?, place.id, *context)));
+            due.extend(ticks.filter(|(at, ..)| *at <= began));
+        }
+        due.sort_unstable();
+        for (_, vm_id, context) in due {
+            // A VM that trapped meanwhile takes its ticks with it.
+            let Some(slot) = self.vms.iter().position(|place| place.id == vm_id) else { continue };
+            self.run(slot, None, |vm| vm.on_tick(context));
+            let now = self.now();
+            if let Some(vm) = &mut self.vms[slot].vm
+                && let Some(root) = vm.state_mut().roots.get_mut(&context)
+            {
+                root.next_tick = root.tick_period.map(|period| now + period);
+            }
+            if now.saturating_sub(began) >= TURN {
+                break;
             }
         }
         self.settle();
@@ -529,13 +547,22 @@ impl Worker {
         self.mailbox.set_waker(waker);
     }
 
-    /// Tells guests of new items in the queues they registered.
+    /// Tells guests of new items in the queues they registered. What takes too long is left over; the waker then comes again.
     pub fn run_notifications(&mut self) {
-        for notification in self.mailbox.take() {
+        let began = self.now();
+        // No more than wait now: a guest can put an item in while it is told of one.
+        for _ in 0..self.mailbox.len() {
+            let Some(notification) = self.mailbox.take_one() else { break };
             let slot = self.vms.iter().position(|slot| slot.id == notification.owner.vm);
             if let Some(slot) = slot {
                 self.run(slot, None, |vm| vm.on_queue_ready(notification.owner.context, notification.queue));
             }
+            if self.now().saturating_sub(began) >= TURN {
+                break;
+            }
+        }
+        if self.mailbox.len() > 0 {
+            self.mailbox.wake();
         }
         self.settle();
     }

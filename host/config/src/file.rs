@@ -332,9 +332,9 @@ pub struct FilterLimits {
     /// Linear memory of one VM; there is one VM per worker. Default `64MiB`: sixteen workers then take 1 GiB at
     /// the most, while Envoy's own cap (1 GiB per VM, not configurable) allows sixteen times that.
     pub memory: Size,
-    /// CPU time of one callback; then it is stopped and the request fails like in a crash. Default `100ms`: a
-    /// worker serves nobody else meanwhile, and one RSA check in pure WebAssembly takes about 2 ms. At most
-    /// `10s`.
+    /// CPU time of one callback, give or take 10 ms; then it is stopped and the request fails like in a crash.
+    /// Default `100ms`: a worker serves nobody else meanwhile, and one RSA check in pure WebAssembly takes about
+    /// 2 ms. At most `10s`.
     pub callback_time: Time,
     /// Callouts (HTTP and gRPC) waiting for an answer, per VM; further ones are refused. Default `64`.
     pub callouts: u32,

@@ -298,6 +298,8 @@ async fn keep_time(core: Rc<Core>) {
             }
             () = changed => {}
         }
+        // What is due already is due again at once; requests come in between.
+        tokio::task::yield_now().await;
     }
 }
 

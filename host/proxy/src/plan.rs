@@ -164,6 +164,7 @@ fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Pla
         portcullis_config::FailurePolicy::FailOpen => FailurePolicy::Open,
     };
     plugin.reload_backoff = filter.reload_base_interval;
+    plugin.reload_backoff_max = filter.reload_max_interval;
     plugin.allow_on_headers_stop_iteration = filter.allow_on_headers_stop_iteration;
     plugin.limits = {
         let mut bounds = Limits::default();

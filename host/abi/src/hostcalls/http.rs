@@ -12,6 +12,8 @@ use crate::pairs;
 use crate::plugin::Limits;
 use crate::vm::{Doing, GuestFault, NewCall, VmState};
 
+/// Bytes of a response's details; the rest is cut off. They go to logs, once per request.
+const DETAILS_BYTES_MAX: usize = 1024;
 const RELEASED: &str = "the map is not there now; request headers, for one, can't be touched any more once they were \
                         released: copy what later phases need";
 
@@ -316,8 +318,11 @@ fn ask(call: &mut Call<'_>, ask: impl FnOnce(&mut crate::exchange::StageView)) -
     let touched = (context.stream, context.stage);
     if let Some(view) = context.exchange.borrow_mut().stages.get_mut(context.stage) {
         ask(view);
+        // Once, however often a guest asks: the list must not grow with a loop.
+        if !std::mem::replace(&mut view.asked.noted, true) {
+            state.touched.push(touched);
+        }
     }
-    state.touched.push(touched);
     true
 }
 
@@ -369,7 +374,9 @@ pub(super) fn send_local_response(
     fields_len: u32,
     grpc: i32,
 ) -> Answer {
-    let details = String::from_utf8_lossy(call.bytes(details, details_len)?).replace(char::is_whitespace, "_");
+    let details = call.bytes(details, details_len)?;
+    let details = &details[..details.len().min(DETAILS_BYTES_MAX)];
+    let details = String::from_utf8_lossy(details).replace(char::is_whitespace, "_");
     let body = call.bytes(body, body_len)?;
     if body.len() > call.state().plugin.limits.buffer_bytes_max {
         return Ok(call.because("the body is larger than `limits.buffer` allows", Status::InternalFailure));
@@ -413,7 +420,8 @@ pub(super) fn http_call(
     timeout: u32,
     ret: u32,
 ) -> Answer {
-    let upstream = String::from_utf8_lossy(call.bytes(upstream, upstream_len)?).into_owned();
+    // A name that is not UTF-8 is no upstream's.
+    let upstream = std::str::from_utf8(call.bytes(upstream, upstream_len)?).unwrap_or_default();
     let fields = pairs::decode(call.bytes(fields, fields_len)?);
     let trailers = pairs::decode(call.bytes(trailers, trailers_len)?);
     let body = call.bytes(body, body_len)?;
@@ -430,10 +438,12 @@ pub(super) fn http_call(
     if let Err(reason) = checked {
         return Ok(call.because(reason, Status::BadArgument));
     }
-    let allowed = plugin.capabilities.upstreams.as_ref().is_none_or(|names| names.contains(&upstream));
-    if !allowed || !call.state().embedder.borrow().has_upstream(&upstream) {
-        return Ok(call.because(format!("there is no upstream `{upstream}` for this plugin"), Status::BadArgument));
+    let allowed = plugin.capabilities.upstreams.as_ref().is_none_or(|names| names.contains(upstream));
+    if !allowed || !call.state().embedder.borrow().has_upstream(upstream) {
+        let shown: String = upstream.chars().take(80).collect();
+        return Ok(call.because(format!("there is no upstream `{shown}` for this plugin"), Status::BadArgument));
     }
+    let upstream = upstream.to_owned();
     if let Some(missing) = [":method", ":path", ":authority"].iter().find(|name| !fields.contains(name.as_bytes())) {
         return Ok(call.because(format!("a callout needs `{missing}`"), Status::BadArgument));
     }

@@ -5,22 +5,14 @@ use crate::abi::Status;
 use crate::shared::{MetricKind, Owner};
 
 pub(super) fn get_data(call: &mut Call<'_>, key: u32, key_len: u32, ret: u32, ret_len: u32, ret_cas: u32) -> Answer {
-    let mut cas = 0;
-    let status = call.give_filled(ret, ret_len, |call, out| {
-        let key = call.bytes(key, key_len)?;
-        let state = call.state();
-        match state.shared.get_data(&state.plugin.vm_id, key, out) {
-            Some(found) => {
-                cas = found;
-                Ok(Status::Ok)
-            }
-            None => Ok(Status::NotFound),
-        }
-    })?;
-    if status == Status::Ok {
-        call.write_u32(ret_cas, cas)?;
-    }
-    Ok(status)
+    let key = call.bytes(key, key_len)?;
+    let state = call.state();
+    let Some((value, cas)) = state.shared.get_data(&state.plugin.vm_id, key) else {
+        return Ok(Status::NotFound);
+    };
+    call.give(&value, ret, ret_len)?;
+    call.write_u32(ret_cas, cas)?;
+    Ok(Status::Ok)
 }
 
 pub(super) fn set_data(call: &mut Call<'_>, key: u32, key_len: u32, value: u32, value_len: u32, cas: u32) -> Answer {
@@ -42,18 +34,20 @@ pub(super) fn register_queue(call: &mut Call<'_>, name: u32, len: u32, ret: u32)
     let owner = Owner { worker: state.worker, vm: state.id, context };
     let id = state.shared.register_queue(&state.plugin.vm_id, call.bytes(name, len)?, owner);
     let Some(id) = id else {
-        return Ok(call.because("the process has as many queues as allowed", Status::InternalFailure));
+        let reason = "the process has as many queues as allowed, or the name is too long";
+        return Ok(call.because(reason, Status::InternalFailure));
     };
     call.write_u32(ret, id)?;
     Ok(Status::Ok)
 }
 
 pub(super) fn resolve_queue(call: &mut Call<'_>, vm_id: u32, vm_id_len: u32, name: u32, len: u32, ret: u32) -> Answer {
-    let vm_id = String::from_utf8_lossy(call.bytes(vm_id, vm_id_len)?);
+    let vm_id = call.bytes(vm_id, vm_id_len)?;
+    let name = call.bytes(name, len)?;
     let state = call.state();
-    // No vm_id is the guest's own.
-    let vm_id = if vm_id.is_empty() { &state.plugin.vm_id } else { &*vm_id };
-    match state.shared.resolve_queue(vm_id, call.bytes(name, len)?) {
+    // No vm_id is the guest's own; one that is not UTF-8 is nobody's.
+    let vm_id = if vm_id.is_empty() { Ok(state.plugin.vm_id.as_str()) } else { std::str::from_utf8(vm_id) };
+    match vm_id.ok().and_then(|vm_id| state.shared.resolve_queue(vm_id, name)) {
         Some(id) => {
             call.write_u32(ret, id)?;
             Ok(Status::Ok)
@@ -89,15 +83,20 @@ pub(super) fn define_metric(call: &mut Call<'_>, kind: u32, name: u32, len: u32,
         2 => MetricKind::Histogram,
         _ => return Ok(call.because("kinds are 0 counter, 1 gauge, 2 histogram", Status::BadArgument)),
     };
-    let most = call.state().plugin.limits.metrics_max;
-    let name = String::from_utf8_lossy(call.bytes(name, len)?).into_owned();
+    let state = call.state();
+    let plugin = state.current_plugin();
+    let (most, name_bytes_max) = (plugin.limits.metrics_max, state.shared.limits().name_bytes_max);
+    let name = call.bytes(name, len)?;
+    let cell = if name.len() > name_bytes_max || state.metrics.by_id.len() >= most {
+        None
+    } else {
+        state.shared.define_metric(&plugin.name, most, kind, &String::from_utf8_lossy(name))
+    };
+    let Some(cell) = cell else {
+        let reason = "the plugin has as many metrics as allowed, or the name is too long";
+        return Ok(call.because(reason, Status::InternalFailure));
+    };
     let state = call.state_mut();
-    if state.metrics.by_id.len() >= most || name.len() > 1024 {
-        return Ok(
-            call.because("the plugin has as many metrics as allowed, or the name is too long", Status::InternalFailure)
-        );
-    }
-    let cell = state.shared.define_metric(kind, &name);
     // Low bits of an id say the kind: 4, 8.. counters; 5, 9.. gauges; 6, 10.. histograms.
     let next = &mut state.metrics.next[kind as usize];
     *next += 1;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Action, Call, CallId, Errand, Failure, Guest, Outcome, PendingCall, StreamId, Worker};
 use crate::abi::{Direction, LogLevel};
 use crate::embedder::LogRecord;
-use crate::plugin::FailurePolicy;
+use crate::plugin::{FailurePolicy, Plugin};
 use crate::stream::{Stage, Stream};
 use crate::vm::{NewCall, StreamContext, Trapped, Vm};
 
@@ -181,12 +181,13 @@ impl Worker {
         let place = &mut self.vms[slot];
         place.vm = None;
         place.traps += 1;
-        let attempts = place.failure.as_ref().map_or(0, |failure| failure.attempts);
-        let dead = place.id;
+        let (dead, lasted, tries) = (place.id, now.saturating_sub(place.born), place.tries);
         let Some(member) = self.plugins.iter().find(|plugin| plugin.vm == slot) else {
             return;
         };
-        let retry_at = now + backoff(member.plugin.reload_backoff, attempts);
+        // One that crashes as soon as it is up is tried ever less often; one that lasted begins anew.
+        let attempts = if lasted < member.plugin.reload_backoff_max { tries } else { 0 };
+        let retry_at = now + backoff(&member.plugin, attempts);
         self.vms[slot].failure = Some(Failure { cause: cause.clone(), retry_at, attempts });
         let names: Vec<&str> =
             self.plugins.iter().filter(|plugin| plugin.vm == slot).map(|plugin| plugin.plugin.name.as_str()).collect();
@@ -235,10 +236,12 @@ impl Worker {
                 for (member, root) in members.into_iter().zip(roots) {
                     self.plugins[member].root = root;
                 }
+                let born = self.now();
                 let place = &mut self.vms[slot];
                 place.vm = Some(vm);
                 place.id = id;
-                place.failure = None;
+                place.born = born;
+                place.tries = place.failure.take().map_or(0, |failure| failure.attempts.saturating_add(1));
                 place.reloads += 1;
                 self.collect(slot, None);
                 true
@@ -253,7 +256,7 @@ impl Worker {
                 });
                 if let Some(failure) = &mut self.vms[slot].failure {
                     failure.attempts = failure.attempts.saturating_add(1);
-                    failure.retry_at = now + backoff(first.reload_backoff, failure.attempts);
+                    failure.retry_at = now + backoff(&first, failure.attempts);
                 }
                 false
             }
@@ -261,14 +264,14 @@ impl Worker {
     }
 }
 
-/// Doubles with each failed attempt up to ten times the base, and spreads over the upper half of that, so that the workers
-/// of a process don't try at the same moment.
-fn backoff(base: Duration, attempts: u32) -> Duration {
+/// Doubles with each attempt up to the longest pause, and spreads over the upper half of that, so that the workers of a
+/// process don't try at the same moment.
+fn backoff(plugin: &Plugin, attempts: u32) -> Duration {
     let mut random = [0; 1];
     // Without randomness the workers try together; that is the worst that comes of it.
     if getrandom::fill(&mut random).is_err() {
         random = [255];
     }
-    let full = base * 2u32.pow(attempts.min(4)).min(10);
-    full / 2 + full * u32::from(random[0]) / 512
+    let full = plugin.reload_backoff.saturating_mul(2u32.saturating_pow(attempts)).min(plugin.reload_backoff_max);
+    full / 2 + full / 512 * u32::from(random[0])
 }

@@ -2,4 +2,5 @@
 
 mod hostile;
 mod http;
+mod limits;
 mod support;

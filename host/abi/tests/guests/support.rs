@@ -32,6 +32,10 @@ const PRELUDE: &str = r#"
   (import "env" "proxy_set_tick_period_milliseconds" (func $tick_period (param i32) (result i32)))
   (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
   (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_dequeue_shared_queue" (func $dequeue (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_define_metric" (func $define_metric (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_current_time_nanoseconds" (func $time (param i32) (result i32)))
   (memory (export "memory") 2)
   (global $heap (mut i32) (i32.const 4096))
   (func $alloc (export "proxy_on_memory_allocate") (param $size i32) (result i32)
@@ -82,6 +86,11 @@ pub(crate) struct World {
     pub(crate) log: RefCell<Vec<String>>,
     pub(crate) lints: RefCell<Vec<String>>,
     pub(crate) now: Cell<Duration>,
+    /// How far the clock goes on with every line that is logged: work that takes time.
+    pub(crate) line_takes: Cell<Duration>,
+    /// CPU time, and time asleep, that asking for the time of day takes.
+    pub(crate) busy: Cell<Duration>,
+    pub(crate) asleep: Cell<Duration>,
 }
 
 impl World {
@@ -96,8 +105,11 @@ struct Scripted(Rc<World>);
 impl Embedder for Scripted {
     fn log(&mut self, record: &LogRecord<'_>) {
         self.0.log.borrow_mut().push(record.message.to_owned());
+        self.0.now.set(self.0.now.get() + self.0.line_takes.get());
     }
     fn unix_nanos(&self) -> u64 {
+        burn(self.0.busy.get());
+        std::thread::sleep(self.0.asleep.get());
         1_700_000_000_000_000_000 + self.0.now.get().as_nanos() as u64
     }
     fn monotonic(&self) -> Duration {
@@ -114,6 +126,18 @@ impl Embedder for Scripted {
     }
 }
 
+/// Computes for so long.
+fn burn(time: Duration) {
+    let cpu_time = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    let began = cpu_time();
+    while cpu_time() - began < time {
+        std::hint::spin_loop();
+    }
+}
+
 /// A worker with its world.
 pub(crate) struct Host {
     pub(crate) worker: Worker,
@@ -126,7 +150,11 @@ impl Host {
     }
 
     pub(crate) fn try_new(plugins: Vec<Plugin>) -> Result<Host, StartError> {
-        let world = Rc::new(World::default());
+        Host::try_in(World::default(), plugins)
+    }
+
+    pub(crate) fn try_in(world: World, plugins: Vec<Plugin>) -> Result<Host, StartError> {
+        let world = Rc::new(world);
         let plugins = plugins.into_iter().map(Arc::new).collect();
         let shared = Shared::new(SharedLimits::default());
         let worker = Worker::start(shared, plugins, Box::new(Scripted(Rc::clone(&world))))?;
