@@ -179,6 +179,16 @@ fn alias(name: &[u8]) -> &[u8] {
     if name.eq_ignore_ascii_case(b"host") { b":authority" } else { name }
 }
 
+/// Whether this can be the name of a field (RFC 9110, section 5.1).
+pub(crate) fn is_token(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// Whether this can be a field's value: it holds nothing that would end its line (RFC 9110, section 5.5).
+pub(crate) fn is_value(value: &[u8]) -> bool {
+    !value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+}
+
 impl<'a> FromIterator<(&'a [u8], &'a [u8])> for FieldMap {
     fn from_iter<I: IntoIterator<Item = (&'a [u8], &'a [u8])>>(lines: I) -> FieldMap {
         let mut map = FieldMap::new();

@@ -5,6 +5,7 @@
 
 mod context;
 mod foreign;
+mod grpc;
 mod http;
 mod shared;
 mod wasi;
@@ -259,15 +260,15 @@ pub(crate) fn host_functions(engine: &wasmtime::Engine) -> wasmtime::Result<Host
     proxy!(l, "proxy_http_call", RUNNING, http::http_call,
         (upstream: u32, upstream_len: u32, fields: u32, fields_len: u32, body: u32, body_len: u32, trailers: u32,
          trailers_len: u32, timeout: u32, ret: u32), [BadArgument, InternalFailure]);
-    proxy!(l, "proxy_grpc_call", RUNNING, http::grpc_call,
+    proxy!(l, "proxy_grpc_call", RUNNING, grpc::call,
         (upstream: u32, upstream_len: u32, service: u32, service_len: u32, method: u32, method_len: u32, metadata: u32,
          metadata_len: u32, message: u32, message_len: u32, timeout: u32, ret: u32), [ParseFailure, InternalFailure]);
-    proxy!(l, "proxy_grpc_stream", RUNNING, http::grpc_stream,
+    proxy!(l, "proxy_grpc_stream", RUNNING, grpc::stream,
         (upstream: u32, upstream_len: u32, service: u32, service_len: u32, method: u32, method_len: u32, metadata: u32,
          metadata_len: u32, ret: u32), [ParseFailure, InternalFailure]);
-    proxy!(l, "proxy_grpc_send", RUNNING, http::grpc_send, (id: u32, message: u32, len: u32, end: u32), [NotFound, BadArgument]);
-    proxy!(l, "proxy_grpc_cancel", RUNNING, http::grpc_end, (id: u32), [NotFound]);
-    proxy!(l, "proxy_grpc_close", RUNNING, http::grpc_end, (id: u32), [NotFound]);
+    proxy!(l, "proxy_grpc_send", RUNNING, grpc::send, (id: u32, message: u32, len: u32, end: u32), [NotFound, BadArgument]);
+    proxy!(l, "proxy_grpc_cancel", RUNNING, grpc::cancel, (id: u32), [NotFound]);
+    proxy!(l, "proxy_grpc_close", RUNNING, grpc::close, (id: u32), [NotFound]);
     proxy!(l, "proxy_get_status", RUNNING, http::get_status, (ret_code: u32, ret: u32, ret_len: u32), []);
 
     proxy!(l, "proxy_get_shared_data", RUNNING, shared::get_data,

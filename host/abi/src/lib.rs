@@ -21,6 +21,7 @@ mod embedder;
 mod engine;
 mod exchange;
 mod fields;
+mod grpc;
 mod hostcalls;
 mod pairs;
 mod plugin;
@@ -38,7 +39,11 @@ pub use embedder::{Embedder, Lint, LogRecord};
 pub use engine::{AbiVersion, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, ModuleLimits, Ticker};
 pub use exchange::{Ending, LocalResponse, Protocol, StreamInfo, TlsInfo, UpstreamInfo};
 pub use fields::FieldMap;
+pub use grpc::{GrpcFrameError, GrpcMessages, frame as grpc_frame};
 pub use plugin::{Capabilities, FailurePolicy, Limits, Plugin};
 pub use shared::{Metric, MetricKind, MetricValue, Shared, SharedLimits, Waker};
 pub use vm::{GuestFault, Trapped, VmStartError};
-pub use worker::{Action, Call, CallAnswer, CallId, Part, PluginHealth, PluginState, StartError, StreamId, Worker};
+pub use worker::{
+    Action, Call, CallAnswer, CallId, GrpcEvent, GrpcOpen, Part, PluginHealth, PluginState, StartError, StreamId,
+    Worker,
+};

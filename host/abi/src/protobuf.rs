@@ -96,6 +96,18 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// The length-delimited fields of a message by number; the last of a number counts, an absent one is empty.
+pub(crate) fn length_delimited<const N: usize>(message: &[u8], numbers: [u64; N]) -> Result<[&[u8]; N], Malformed> {
+    let mut found = [&[][..]; N];
+    for field in fields(message) {
+        let (number, value) = field?;
+        if let Some(at) = numbers.iter().position(|wanted| *wanted == number) {
+            found[at] = value.bytes();
+        }
+    }
+    Ok(found)
+}
+
 /// Appends a length-delimited field, also an empty one.
 pub(crate) fn push_bytes(out: &mut Vec<u8>, number: u32, contents: &[u8]) {
     push_varint(out, u64::from(number) << 3 | 2);

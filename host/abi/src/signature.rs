@@ -112,16 +112,8 @@ fn one_key(der: &[u8], pem: &[u8], label: &str) -> Result<Option<Vec<u8>>, Statu
     }
 }
 
-/// The length-delimited fields of a protobuf message by number; the last of a number counts, an absent one is empty.
 fn fields<const N: usize>(message: &[u8], numbers: [u64; N]) -> Result<[&[u8]; N], Status> {
-    let mut found = [&[][..]; N];
-    for field in protobuf::fields(message) {
-        let (number, value) = field.map_err(|_| Status::BadArgument)?;
-        if let Some(at) = numbers.iter().position(|wanted| *wanted == number) {
-            found[at] = value.bytes();
-        }
-    }
-    Ok(found)
+    protobuf::length_delimited(message, numbers).map_err(|_| Status::BadArgument)
 }
 
 /// `result`, then the signature if the message has one, then the error.

@@ -1,7 +1,7 @@
 //! [`Vm`]: one instance of a module with its contexts. Calls guests; never called by them (see [`crate::hostcalls`]).
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,6 +108,14 @@ pub(crate) struct CallView {
     pub(crate) trailers: FieldMap,
 }
 
+/// A piece of a gRPC answer, while the guest may look at it.
+#[derive(Debug)]
+pub(crate) enum GrpcView {
+    Initial(FieldMap),
+    Message(Bytes),
+    Trailing(FieldMap),
+}
+
 /// A root context: one plugin's.
 pub(crate) struct Root {
     pub(crate) plugin: Arc<Plugin>,
@@ -115,6 +123,7 @@ pub(crate) struct Root {
     /// When the next tick is due, on the embedder's monotonic clock.
     pub(crate) next_tick: Option<Duration>,
     pub(crate) call_view: Option<CallView>,
+    pub(crate) grpc_view: Option<GrpcView>,
     /// What `proxy_get_status` answers.
     pub(crate) status: (u32, Vec<u8>),
     /// The guest answered `proxy_on_done` with no and has not called `proxy_done` yet.
@@ -129,18 +138,115 @@ pub(crate) struct StreamContext {
     pub(crate) exchange: Rc<RefCell<Exchange>>,
 }
 
-/// A callout that a guest has asked for.
-#[derive(Debug)]
-pub(crate) struct NewCall {
+/// What a token stands for; its low bits say so, as in Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallKind {
+    Http = 0,
+    GrpcCall = 1,
+    GrpcStream = 2,
+}
+
+impl CallKind {
+    pub(crate) fn of(token: u32) -> Option<CallKind> {
+        [CallKind::Http, CallKind::GrpcCall, CallKind::GrpcStream].into_iter().find(|kind| *kind as u32 == token & 3)
+    }
+}
+
+/// A callout under way, as far as the guest's further calls need to know it.
+#[derive(Debug, Default)]
+pub(crate) struct OpenCall {
+    /// What a stream's messages that have not left yet take.
+    pub(crate) unsent: usize,
+    /// The guest has ended its side of the stream.
+    pub(crate) half_closed: bool,
+    /// It has called `proxy_grpc_close`: once the answer has ended too, the stream is forgotten.
+    pub(crate) closed: bool,
+}
+
+impl OpenCall {
+    /// What a piece takes while it waits; a small one costs the host more than its bytes.
+    pub(crate) fn cost(bytes: usize) -> usize {
+        bytes + 64
+    }
+}
+
+/// Whose a callout is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallOwner {
     pub(crate) token: u32,
     pub(crate) root: u32,
     /// The stream for whose sake it was made, unless the stream was ending already.
     pub(crate) stream: Option<StreamId>,
-    pub(crate) upstream: String,
-    pub(crate) fields: FieldMap,
-    pub(crate) body: Bytes,
-    pub(crate) trailers: FieldMap,
-    pub(crate) timeout: Option<Duration>,
+}
+
+/// What a guest asked for about callouts, in order.
+#[derive(Debug)]
+pub(crate) enum CallRequest {
+    Http {
+        owner: CallOwner,
+        upstream: String,
+        fields: FieldMap,
+        body: Bytes,
+        trailers: FieldMap,
+        timeout: Option<Duration>,
+    },
+    Grpc {
+        owner: CallOwner,
+        upstream: String,
+        fields: FieldMap,
+        timeout: Option<Duration>,
+        /// Longest message that is taken from the answer.
+        message_bytes_max: usize,
+    },
+    /// A framed message, or the end of the guest's side.
+    Send {
+        token: u32,
+        bytes: Bytes,
+        end_of_stream: bool,
+    },
+    /// More waits to be sent than may.
+    Overflow {
+        token: u32,
+    },
+    Cancel {
+        token: u32,
+    },
+}
+
+impl CallRequest {
+    pub(crate) fn token(&self) -> u32 {
+        match self {
+            CallRequest::Http { owner, .. } | CallRequest::Grpc { owner, .. } => owner.token,
+            CallRequest::Send { token, .. } | CallRequest::Overflow { token } | CallRequest::Cancel { token } => *token,
+        }
+    }
+}
+
+/// Tokens of gRPC exchanges whose end was told, or is being told, and which the guest may still close or cancel.
+///
+/// Envoy keeps streams that a guest never closes for ever; here the oldest are forgotten, and are then unknown.
+#[derive(Debug, Default)]
+pub(crate) struct Ended(VecDeque<u32>);
+
+impl Ended {
+    const MAX: usize = 1024;
+
+    pub(crate) fn insert(&mut self, token: u32) {
+        if self.0.len() == Self::MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(token);
+    }
+
+    pub(crate) fn contains(&self, token: u32) -> bool {
+        self.0.contains(&token)
+    }
+
+    pub(crate) fn remove(&mut self, token: u32) -> bool {
+        // The one at hand is nearly always the last.
+        let at = self.0.iter().rposition(|ended| *ended == token);
+        at.is_some_and(|at| self.0.remove(at).is_some())
+    }
 }
 
 /// State of the host that belongs to one VM; what host functions work on.
@@ -161,10 +267,12 @@ pub(crate) struct VmState {
     /// The context that `proxy_set_effective_context` put in its place.
     pub(crate) effective: u32,
     next_context: u32,
-    pub(crate) next_call: u32,
-    /// Tokens of callouts under way.
-    pub(crate) calls: HashSet<u32>,
-    pub(crate) new_calls: Vec<NewCall>,
+    /// The last token of each kind.
+    last_tokens: [u32; 3],
+    /// Callouts under way, by token.
+    pub(crate) calls: HashMap<u32, OpenCall>,
+    pub(crate) ended: Ended,
+    pub(crate) call_requests: Vec<CallRequest>,
     /// Streams, with stages, in which a guest asked for something.
     pub(crate) touched: Vec<(StreamId, usize)>,
     pub(crate) metrics: MetricTable,
@@ -336,6 +444,19 @@ impl VmState {
         }
     }
 
+    /// A token for a new callout, as Envoy counts them: 4, 8, 12.. or 5, 9, 13.. or 6, 10, 14... One still in use is
+    /// not given again.
+    pub(crate) fn new_token(&mut self, kind: CallKind) -> u32 {
+        loop {
+            let last = &mut self.last_tokens[kind as usize];
+            *last = last.wrapping_add(4);
+            let token = *last;
+            if token > 3 && !self.calls.contains_key(&token) && !self.ended.contains(token) {
+                return token;
+            }
+        }
+    }
+
     /// Logs a guest's or the host's line about the guest, within the guest's budget.
     pub(crate) fn log(&mut self, level: LogLevel, message: &[u8]) {
         let now = self.embedder.borrow().monotonic();
@@ -377,6 +498,10 @@ struct Exports {
     response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     response_trailers: Option<TypedFunc<(u32, u32), u32>>,
     http_call_response: Option<TypedFunc<CallResponseParams, ()>>,
+    grpc_initial: Option<TypedFunc<(u32, u32, u32), ()>>,
+    grpc_receive: Option<TypedFunc<(u32, u32, u32), ()>>,
+    grpc_trailing: Option<TypedFunc<(u32, u32, u32), ()>>,
+    grpc_close: Option<TypedFunc<(u32, u32, u32), ()>>,
     done: Option<TypedFunc<u32, u32>>,
     log: Option<TypedFunc<u32, ()>>,
     delete: Option<TypedFunc<u32, ()>>,
@@ -419,6 +544,10 @@ impl Exports {
             response_body: export!("proxy_on_response_body"),
             response_trailers: export!("proxy_on_response_trailers"),
             http_call_response: export!("proxy_on_http_call_response"),
+            grpc_initial: export!("proxy_on_grpc_receive_initial_metadata"),
+            grpc_receive: export!("proxy_on_grpc_receive"),
+            grpc_trailing: export!("proxy_on_grpc_receive_trailing_metadata"),
+            grpc_close: export!("proxy_on_grpc_close"),
             done: export!("proxy_on_done"),
             log: export!("proxy_on_log"),
             delete: export!("proxy_on_delete"),
@@ -482,9 +611,10 @@ impl Vm {
             context: 0,
             effective: 0,
             next_context: 1,
-            next_call: 0,
-            calls: HashSet::new(),
-            new_calls: Vec::new(),
+            last_tokens: [CallKind::Http, CallKind::GrpcCall, CallKind::GrpcStream].map(|kind| kind as u32),
+            calls: HashMap::new(),
+            ended: Ended::default(),
+            call_requests: Vec::new(),
             touched: Vec::new(),
             metrics: MetricTable::default(),
             log_budget: LogBudget::default(),
@@ -555,6 +685,7 @@ impl Vm {
             tick_period: None,
             next_tick: None,
             call_view: None,
+            grpc_view: None,
             status: (0, Vec::new()),
             done_pending: false,
         };
@@ -695,7 +826,7 @@ impl Vm {
         token: u32,
         answer: Option<CallView>,
     ) -> Result<(), Trapped> {
-        if !self.store.data_mut().calls.remove(&token) {
+        if self.store.data_mut().calls.remove(&token).is_none() {
             return Ok(());
         }
         let Some(func) = self.exports.http_call_response.clone() else {
@@ -704,15 +835,60 @@ impl Vm {
         let (fields, body, trailers) = answer.as_ref().map_or((0, 0, 0), |answer| {
             (answer.fields.len() as u32, answer.body.len() as u32, answer.trailers.len() as u32)
         });
-        self.set_call_view(root, answer);
+        if answer.is_none() {
+            // What Envoy makes of it; 9 is the ABI's own "broken connection".
+            self.set_status(root, 9, b"reset".to_vec());
+        }
+        self.with_root(root, |root| root.call_view = answer);
         let result = self.callback("proxy_on_http_call_response", root, &func, (root, token, fields, body, trailers));
-        self.set_call_view(root, None);
+        self.with_root(root, |root| root.call_view = None);
+        self.end_status(root);
         result
     }
 
-    fn set_call_view(&mut self, root: u32, view: Option<CallView>) {
+    /// Delivers a piece of a gRPC answer.
+    pub(crate) fn on_grpc_receive(&mut self, root: u32, token: u32, piece: GrpcView) -> Result<(), Trapped> {
+        let (name, func, size) = match &piece {
+            GrpcView::Initial(fields) => {
+                ("proxy_on_grpc_receive_initial_metadata", self.exports.grpc_initial.clone(), fields.len())
+            }
+            GrpcView::Message(message) => ("proxy_on_grpc_receive", self.exports.grpc_receive.clone(), message.len()),
+            GrpcView::Trailing(fields) => {
+                ("proxy_on_grpc_receive_trailing_metadata", self.exports.grpc_trailing.clone(), fields.len())
+            }
+        };
+        let Some(func) = func else {
+            return Ok(());
+        };
+        self.with_root(root, |root| root.grpc_view = Some(piece));
+        let result = self.callback(name, root, &func, (root, token, size as u32));
+        self.with_root(root, |root| root.grpc_view = None);
+        result
+    }
+
+    /// Tells of the end of a gRPC stream, or of a call that failed.
+    pub(crate) fn on_grpc_close(&mut self, root: u32, token: u32, code: u32, message: Vec<u8>) -> Result<(), Trapped> {
+        let Some(func) = self.exports.grpc_close.clone() else {
+            return Ok(());
+        };
+        self.set_status(root, code, message);
+        let result = self.callback("proxy_on_grpc_close", root, &func, (root, token, code));
+        self.end_status(root);
+        result
+    }
+
+    fn set_status(&mut self, root: u32, code: u32, message: Vec<u8>) {
+        self.with_root(root, |root| root.status = (code, message));
+    }
+
+    /// The code stays for later calls of `proxy_get_status`, as in Envoy; the message does not.
+    fn end_status(&mut self, root: u32) {
+        self.with_root(root, |root| root.status.1 = Vec::new());
+    }
+
+    fn with_root(&mut self, root: u32, change: impl FnOnce(&mut Root)) {
         if let Some(root) = self.store.data_mut().roots.get_mut(&root) {
-            root.call_view = view;
+            change(root);
         }
     }
 

@@ -4,6 +4,7 @@
 //! reset, call out) are noted while it runs and carried out once it has returned; a guest is never called from within
 //! a guest's call.
 
+mod callouts;
 mod flow;
 mod guests;
 mod local;
@@ -21,10 +22,11 @@ use crate::abi::{Direction, LogLevel};
 use crate::embedder::{Embedder, LogRecord};
 use crate::exchange::{Ending, Exchange, LocalResponse, StageView, StreamInfo, UpstreamInfo};
 use crate::fields::FieldMap;
+use crate::grpc::{Answer, status};
 use crate::plugin::Plugin;
 use crate::shared::{Mailbox, Shared, Waker};
 use crate::stream::{Sent, Stage, Stream};
-use crate::vm::{CallView, Surroundings, Trapped, Vm, VmStartError};
+use crate::vm::{Surroundings, Trapped, Vm, VmStartError};
 
 /// Number of a stream within its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,9 +39,12 @@ impl StreamId {
     }
 }
 
-/// Number of a callout within its worker.
+/// A callout, HTTP or gRPC: its VM's number and the guest's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallId(u64);
+pub struct CallId {
+    vm: u64,
+    token: u32,
+}
 
 /// What the embedder is to do.
 #[derive(Debug)]
@@ -57,7 +62,11 @@ pub enum Action {
     Readable(StreamId, Direction),
     /// Ask an upstream on a guest's behalf, and tell [`Worker::call_answered`].
     Call(CallId, Call),
-    /// Nobody waits for this answer any more.
+    /// Begin a gRPC exchange with an upstream on a guest's behalf, and tell [`Worker::grpc_event`] what comes of it.
+    GrpcOpen(CallId, GrpcOpen),
+    /// Send these bytes as part of its request, which may end with them; [`GrpcEvent::Sent`] says when they have left.
+    GrpcSend(CallId, Bytes, bool),
+    /// Nobody waits for this answer any more: break the exchange off, if it still goes on.
     CancelCall(CallId),
 }
 
@@ -102,6 +111,66 @@ pub struct Call {
     pub trailers: FieldMap,
     /// Time for the whole exchange; `None` is no limit of the guest's.
     pub timeout: Option<Duration>,
+}
+
+/// A gRPC exchange that a guest began: a request of HTTP/2 whose body comes in [`Action::GrpcSend`].
+#[derive(Debug)]
+pub struct GrpcOpen {
+    /// Name of the plugin, for logs.
+    pub plugin: String,
+    /// The upstream's name.
+    pub upstream: String,
+    /// `:method`, `:path`, `:authority`, what gRPC asks for, and the guest's metadata. The scheme is the embedder's.
+    pub fields: FieldMap,
+    /// Time for the whole exchange; `None` is no limit.
+    pub timeout: Option<Duration>,
+}
+
+/// What happens to a gRPC exchange, in HTTP's terms; the worker makes messages and a status of it.
+///
+/// What ends the response ends the exchange: the embedder then drops what is left of the request.
+#[derive(Debug)]
+pub enum GrpcEvent {
+    /// The head of the response: `:status` and field lines. Informational responses do not come here.
+    Headers {
+        /// Pseudo-header and field lines.
+        fields: FieldMap,
+        /// The response ends here.
+        end_of_stream: bool,
+    },
+    /// Some of its body.
+    Data(Bytes),
+    /// Its trailers; the response ends with them.
+    Trailers(FieldMap),
+    /// It ended without trailers.
+    End,
+    /// It broke off.
+    Reset,
+    /// The host answers in the upstream's place; see [`GrpcEvent::unavailable`].
+    Local {
+        /// gRPC's status.
+        status: u32,
+        /// Its message.
+        message: String,
+        /// Details of the response code, which stand behind the message.
+        details: String,
+    },
+    /// The bytes of one [`Action::GrpcSend`] have left; so many.
+    Sent(usize),
+}
+
+impl GrpcEvent {
+    /// What Envoy makes of an upstream that cannot be reached.
+    pub fn unavailable(cause: &str, details: &str) -> GrpcEvent {
+        let message = format!("upstream connect error or disconnect/reset before headers. {cause}");
+        GrpcEvent::Local { status: status::UNAVAILABLE, message, details: details.to_owned() }
+    }
+
+    /// What Envoy makes of an upstream that is too slow.
+    pub fn timed_out() -> GrpcEvent {
+        let message = "upstream request timeout".to_owned();
+        GrpcEvent::Local { status: status::UNAVAILABLE, message, details: "response_timeout".to_owned() }
+    }
 }
 
 /// How a callout went.
@@ -206,10 +275,10 @@ struct Failure {
 
 struct PendingCall {
     slot: usize,
-    vm: u64,
     root: u32,
-    token: u32,
     stream: Option<StreamId>,
+    /// What has come of a gRPC exchange.
+    grpc: Option<Box<Answer>>,
 }
 
 /// What is left to do once the present event is through.
@@ -218,6 +287,8 @@ enum Errand {
     Asked(StreamId, usize),
     /// The VM behind a stage of this stream is gone while it held something.
     Broken(StreamId, usize),
+    /// A gRPC exchange has something to tell its guest, which was running.
+    Tell(CallId),
 }
 
 /// What a callback came to, apart from the guest's answer.
@@ -287,6 +358,7 @@ impl Worker {
         for slot in 0..worker.vms.len() {
             worker.collect(slot, None);
         }
+        worker.settle();
         Ok(worker)
     }
 
@@ -464,17 +536,7 @@ impl Worker {
                 self.run(slot, None, |vm| vm.delete(context));
             }
         }
-        let calls = self.calls.iter().filter(|(_, pending)| pending.stream == Some(id));
-        let calls: Vec<CallId> = calls.map(|(call, _)| *call).collect();
-        for call in calls {
-            if let Some(pending) = self.calls.remove(&call) {
-                self.actions.push_back(Action::CancelCall(call));
-                // SDKs keep a record of each call until it is answered.
-                if self.vms[pending.slot].id == pending.vm {
-                    self.run(pending.slot, None, |vm| vm.on_http_call_response(pending.root, pending.token, None));
-                }
-            }
-        }
+        self.cancel_calls_of(id);
         self.settle();
     }
 
@@ -490,22 +552,6 @@ impl Worker {
     }
 
     // ---- other events
-
-    /// How a callout went. Answers to calls that were cancelled are dropped.
-    pub fn call_answered(&mut self, call: CallId, answer: CallAnswer) {
-        let Some(pending) = self.calls.remove(&call) else {
-            return;
-        };
-        if self.vms[pending.slot].id != pending.vm {
-            return;
-        }
-        let view = match answer {
-            CallAnswer::Response { fields, body, trailers } => Some(CallView { fields, body, trailers }),
-            CallAnswer::Reset => None,
-        };
-        self.run(pending.slot, None, |vm| vm.on_http_call_response(pending.root, pending.token, view));
-        self.settle();
-    }
 
     /// When the next tick is due, on the embedder's monotonic clock.
     pub fn next_timer(&self) -> Option<Duration> {

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portcullis_abi::{
-    Action, Call, CallAnswer, CallId, Embedder, Lint, LogLevel, LogRecord, Part, StreamId, StreamInfo, Worker,
+    Action, Call, CallAnswer, CallId, Embedder, GrpcEvent, Lint, LogLevel, LogRecord, Part, StreamId, StreamInfo,
+    Worker,
 };
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -191,6 +192,15 @@ impl Core {
                 }
             }
             Action::Call(id, call) => self.start_call(id, call),
+            Action::GrpcOpen(id, _) => {
+                // Not carried by this proxy yet; the guest hears of it once it has returned.
+                let core = Rc::clone(self);
+                tokio::task::spawn_local(async move {
+                    let answer = GrpcEvent::unavailable("no gRPC", "grpc_is_not_carried");
+                    core.with(|worker| worker.grpc_event(id, answer));
+                });
+            }
+            Action::GrpcSend(..) => {}
             Action::CancelCall(id) => {
                 if let Some(call) = self.calls.borrow_mut().remove(&id) {
                     call.abort();

@@ -1,4 +1,4 @@
-//! Buffers, maps, streams, local responses, callouts.
+//! Buffers, maps, streams, local responses, HTTP callouts.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use bytes::{Bytes, BytesMut};
 use super::{Answer, Call};
 use crate::abi::{BufferType, Direction, MapType, Status};
 use crate::exchange::LocalResponse;
-use crate::fields::FieldMap;
+use crate::fields::{FieldMap, is_token, is_value};
 use crate::pairs;
 use crate::plugin::Limits;
-use crate::vm::{Doing, GuestFault, NewCall, VmState};
+use crate::vm::{CallKind, CallOwner, CallRequest, Doing, GrpcView, OpenCall, VmState};
 
 /// Bytes of a response's details; the rest is cut off. They go to logs, once per request.
 const DETAILS_BYTES_MAX: usize = 1024;
@@ -45,6 +45,10 @@ fn with_buffer<R>(state: &VmState, buffer: BufferType, read: impl FnOnce(&[u8]) 
             Some(read(view.body(direction)?))
         }
         BufferType::CallResponseBody => Some(read(&root()?.call_view.as_ref()?.body)),
+        BufferType::GrpcReceive => match root()?.grpc_view.as_ref()? {
+            GrpcView::Message(message) => Some(read(message)),
+            _ => None,
+        },
         BufferType::VmConfiguration => Some(read(&state.plugin.vm_configuration)),
         BufferType::PluginConfiguration if state.callback.doing == Doing::Configuring => {
             Some(read(&root()?.plugin.configuration))
@@ -119,7 +123,13 @@ fn with_map<R>(state: &VmState, map: MapType, read: impl FnOnce(&FieldMap) -> R)
             let view = state.roots.get(&state.effective_root()?)?.call_view.as_ref()?;
             Some(read(if map == MapType::CallResponseHeaders { &view.fields } else { &view.trailers }))
         }
-        MapType::GrpcInitialMetadata | MapType::GrpcTrailingMetadata => None,
+        MapType::GrpcInitialMetadata | MapType::GrpcTrailingMetadata => {
+            match (map, state.roots.get(&state.effective_root()?)?.grpc_view.as_ref()?) {
+                (MapType::GrpcInitialMetadata, GrpcView::Initial(fields))
+                | (MapType::GrpcTrailingMetadata, GrpcView::Trailing(fields)) => Some(read(fields)),
+                _ => None,
+            }
+        }
         _ => {
             let context = state.effective_stream()?;
             let exchange = context.exchange.borrow();
@@ -285,13 +295,10 @@ fn check_lines(map: MapType, fields: &FieldMap) -> Result<(), String> {
 
 /// A line that would become another message on the wire is refused (RFC 9110, section 5.5; RFC 9113, section 8.2.1).
 fn check_line(map: MapType, name: &[u8], value: &[u8]) -> Result<(), String> {
-    let token = name.strip_prefix(b":").unwrap_or(name);
-    let is_token =
-        !token.is_empty() && token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
-    if !is_token {
+    if !is_token(name.strip_prefix(b":").unwrap_or(name)) {
         return Err("a field name consists of token characters".into());
     }
-    if value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
+    if !is_value(value) {
         return Err("a field value has no CR, LF or NUL".into());
     }
     if name.first() == Some(&b':') {
@@ -430,7 +437,7 @@ pub(super) fn http_call(
         return Ok(call.because("the body is larger than `limits.call_bytes` allows", Status::InternalFailure));
     }
     let body = Bytes::copy_from_slice(body);
-    let (fields, trailers) = match (fields, trailers) {
+    let (mut fields, trailers) = match (fields, trailers) {
         (Ok(fields), Ok(trailers)) => (fields, trailers),
         (Err(error), _) | (_, Err(error)) => return Ok(call.because(error.to_string(), Status::BadArgument)),
     };
@@ -451,45 +458,31 @@ pub(super) fn http_call(
         return Ok(call.because("the timeout is too long", Status::BadArgument));
     }
     let timeout = (timeout > 0).then(|| Duration::from_millis(u64::from(timeout)));
-    let token = match new_call(call, &plugin.limits, upstream, fields, body, trailers, timeout) {
-        Ok(token) => token,
-        Err(status) => return Ok(status),
-    };
-    call.write_u32(ret, token)?;
-    Ok(Status::Ok)
-}
-
-fn new_call(
-    call: &mut Call<'_>,
-    limits: &Limits,
-    upstream: String,
-    mut fields: FieldMap,
-    body: Bytes,
-    trailers: FieldMap,
-    timeout: Option<Duration>,
-) -> Result<u32, Status> {
-    let state = call.state_mut();
-    if state.calls.len() >= limits.calls_max {
-        return Err(call.because("as many callouts as allowed are under way", Status::InternalFailure));
-    }
-    let Some(root) = state.effective_root() else {
-        return Err(Status::InternalFailure);
+    let Some(owner) = new_call(call, CallKind::Http) else {
+        return Ok(Status::InternalFailure);
     };
     if !body.is_empty() {
         fields.set(b"content-length", body.len().to_string().as_bytes());
     }
-    // Tokens of HTTP calls have 00 in their low bits: 4, 8, 12.. as in Envoy. One still under way is not given again.
-    let token = loop {
-        state.next_call = state.next_call.wrapping_add(4);
-        if state.next_call != 0 && !state.calls.contains(&state.next_call) {
-            break state.next_call;
-        }
-    };
-    state.calls.insert(token);
+    call.write_u32(ret, owner.token)?;
+    call.state_mut().call_requests.push(CallRequest::Http { owner, upstream, fields, body, trailers, timeout });
+    Ok(Status::Ok)
+}
+
+/// Whose a new callout is, and its token; `None` where as many as allowed are under way.
+pub(super) fn new_call(call: &mut Call<'_>, kind: CallKind) -> Option<CallOwner> {
+    let calls_max = call.state().current_plugin().limits.calls_max;
+    if call.state().calls.len() >= calls_max {
+        call.reason = Some("as many callouts as allowed are under way".into());
+        return None;
+    }
+    let state = call.state_mut();
+    let root = state.effective_root()?;
+    let token = state.new_token(kind);
+    state.calls.insert(token, OpenCall::default());
     let ending = matches!(state.callback.name, "proxy_on_log" | "proxy_on_done" | "proxy_on_delete");
     let stream = state.streams.get(&state.effective).filter(|_| !ending).map(|context| context.stream);
-    state.new_calls.push(NewCall { token, root, stream, upstream, fields, body, trailers, timeout });
-    Ok(token)
+    Some(CallOwner { token, root, stream })
 }
 
 pub(super) fn get_status(call: &mut Call<'_>, ret_code: u32, ret: u32, ret_len: u32) -> Answer {
@@ -499,63 +492,4 @@ pub(super) fn get_status(call: &mut Call<'_>, ret_code: u32, ret: u32, ret_len: 
     call.write_u32(ret_code, code)?;
     call.give(&message, ret, ret_len)?;
     Ok(Status::Ok)
-}
-
-// ---- gRPC: this host has no gRPC upstreams, which is what it answers
-
-const NO_GRPC: &str = "this host knows no gRPC upstream";
-
-#[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
-pub(super) fn grpc_call(
-    call: &mut Call<'_>,
-    upstream: u32,
-    upstream_len: u32,
-    service: u32,
-    service_len: u32,
-    method: u32,
-    method_len: u32,
-    metadata: u32,
-    metadata_len: u32,
-    message: u32,
-    message_len: u32,
-    _timeout: u32,
-    _ret: u32,
-) -> Answer {
-    call.bytes(message, message_len)?;
-    grpc_stream(call, upstream, upstream_len, service, service_len, method, method_len, metadata, metadata_len, 0)
-}
-
-#[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
-pub(super) fn grpc_stream(
-    call: &mut Call<'_>,
-    upstream: u32,
-    upstream_len: u32,
-    service: u32,
-    service_len: u32,
-    method: u32,
-    method_len: u32,
-    metadata: u32,
-    metadata_len: u32,
-    _ret: u32,
-) -> Answer {
-    for (pointer, len) in
-        [(upstream, upstream_len), (service, service_len), (method, method_len), (metadata, metadata_len)]
-    {
-        call.bytes(pointer, len)?;
-    }
-    call.lint(NO_GRPC);
-    Ok(Status::ParseFailure)
-}
-
-pub(super) fn grpc_send(call: &mut Call<'_>, id: u32, message: u32, len: u32, _end: u32) -> Answer {
-    call.bytes(message, len)?;
-    Ok(if id & 3 == 2 { Status::NotFound } else { Status::BadArgument })
-}
-
-/// Ends a gRPC call or stream; none is known, and an HTTP call is none.
-pub(super) fn grpc_end(call: &mut Call<'_>, id: u32) -> Result<Status, GuestFault> {
-    if id & 3 == 0 {
-        return Ok(call.because("the id is an HTTP call's", Status::BadArgument));
-    }
-    Ok(Status::NotFound)
 }

@@ -39,6 +39,7 @@ impl Worker {
                 Errand::Broken(id, stage) => self.work_on(id, |worker, stream| {
                     worker.fail(id, stream, stage);
                 }),
+                Errand::Tell(call) => self.tell(call),
             }
         }
     }

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Call, CallId, Errand, Failure, Guest, Outcome, PendingCall, StreamId, Worker};
+use super::{Errand, Failure, Guest, Outcome, StreamId, Worker};
 use crate::abi::{Direction, LogLevel};
 use crate::embedder::LogRecord;
 use crate::plugin::{FailurePolicy, Plugin};
 use crate::stream::{Stage, Stream};
-use crate::vm::{NewCall, StreamContext, Trapped, Vm};
+use crate::vm::{StreamContext, Trapped, Vm};
 
 impl Worker {
     /// The guest behind a stage for a message that passes it; a local response passes a stage whose guest is gone.
@@ -95,30 +95,19 @@ impl Worker {
     pub(super) fn collect(&mut self, slot: usize, current: Option<(StreamId, usize)>) {
         let Some(vm) = self.vms[slot].vm.as_mut() else { return };
         let state = vm.state_mut();
-        if state.touched.is_empty() && state.new_calls.is_empty() {
+        if state.touched.is_empty() && state.call_requests.is_empty() {
             return;
         }
         let touched = std::mem::take(&mut state.touched);
-        let new_calls = std::mem::take(&mut state.new_calls);
+        let requests = std::mem::take(&mut state.call_requests);
         for (stream, stage) in touched {
             if Some((stream, stage)) != current {
                 self.errands.push_back(Errand::Asked(stream, stage));
             }
         }
-        for call in new_calls {
-            self.start_call(slot, call);
+        for request in requests {
+            self.carry_out(slot, request);
         }
-    }
-
-    pub(super) fn start_call(&mut self, slot: usize, call: NewCall) {
-        let id = CallId(self.new_id());
-        let Some(vm) = &self.vms[slot].vm else { return };
-        let plugin = vm.state().roots.get(&call.root).map_or_else(String::new, |root| root.plugin.name.clone());
-        let pending =
-            PendingCall { slot, vm: self.vms[slot].id, root: call.root, token: call.token, stream: call.stream };
-        self.calls.insert(id, pending);
-        let NewCall { upstream, fields, body, trailers, timeout, .. } = call;
-        self.actions.push_back(Action::Call(id, Call { plugin, upstream, fields, body, trailers, timeout }));
     }
 
     /// What became of a callback for this stream: a trap, an answer, a reset, or nothing special.
@@ -198,12 +187,7 @@ impl Worker {
             level: LogLevel::Critical,
             message: &message,
         });
-        let calls: Vec<CallId> =
-            self.calls.iter().filter(|(_, call)| call.slot == slot && call.vm == dead).map(|(id, _)| *id).collect();
-        for call in calls {
-            self.calls.remove(&call);
-            self.actions.push_back(Action::CancelCall(call));
-        }
+        self.drop_calls_of(dead);
         for (id, stream) in &self.streams {
             let waits = |stage: &Stage| stage.context.is_some_and(|(vm, _)| vm == dead) && stage.holds();
             if let Some(stage) = stream.stages.iter().position(waits) {

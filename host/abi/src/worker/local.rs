@@ -6,6 +6,7 @@ use super::{Action, StreamId, Worker};
 use crate::abi::Direction;
 use crate::exchange::LocalResponse;
 use crate::fields::FieldMap;
+use crate::grpc::status_of_http;
 use crate::stream::{Sent, Stream};
 
 impl Worker {
@@ -66,7 +67,7 @@ fn local_message(request: &FieldMap, response: LocalResponse) -> (FieldMap, Byte
         // A gRPC client understands nothing but trailers: status 200, and the outcome in its own fields.
         fields.push(b":status", b"200");
         fields.push(b"content-type", b"application/grpc");
-        let code = grpc_status.unwrap_or_else(|| grpc_status_of(status));
+        let code = grpc_status.unwrap_or_else(|| status_of_http(status));
         fields.push(b"grpc-status", code.to_string().as_bytes());
         if !body.is_empty() {
             fields.push(b"grpc-message", percent_encoded(&body).as_bytes());
@@ -86,18 +87,6 @@ fn local_message(request: &FieldMap, response: LocalResponse) -> (FieldMap, Byte
         fields.push(b"content-length", body.len().to_string().as_bytes());
     }
     (fields, body)
-}
-
-/// Envoy's translation of HTTP statuses.
-fn grpc_status_of(status: u16) -> u32 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    }
 }
 
 fn percent_encoded(message: &[u8]) -> String {

@@ -28,6 +28,14 @@ const PRELUDE: &str = r#"
     (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_http_call"
     (func $http_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_call"
+    (func $grpc_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_stream"
+    (func $grpc_stream (param i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_send" (func $grpc_send (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_cancel" (func $grpc_cancel (param i32) (result i32)))
+  (import "env" "proxy_grpc_close" (func $grpc_close (param i32) (result i32)))
+  (import "env" "proxy_get_status" (func $get_status (param i32 i32 i32) (result i32)))
   (import "env" "proxy_set_effective_context" (func $effective (param i32) (result i32)))
   (import "env" "proxy_set_tick_period_milliseconds" (func $tick_period (param i32) (result i32)))
   (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
@@ -211,6 +219,8 @@ fn describe(action: &Action) -> String {
         }
         Action::Call(_, call) => format!("call {} {}", call.upstream, lines(&call.fields)),
         Action::CancelCall(_) => "cancel call".into(),
+        Action::GrpcOpen(_, open) => format!("grpc {} {:?} {}", open.upstream, open.timeout, lines(&open.fields)),
+        Action::GrpcSend(_, bytes, end) => format!("send {:?}{}", bytes, if *end { "." } else { "" }),
         _ => "?".into(),
     }
 }
