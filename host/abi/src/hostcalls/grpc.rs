@@ -15,6 +15,9 @@ use crate::vm::{CallKind, CallOwner, CallRequest, GuestFault, OpenCall};
 /// Pointer and length.
 type Slice = (u32, u32);
 
+/// Bytes of each name, and of a serialised service; none that a server would take is longer.
+const NAME_BYTES_MAX: u32 = 64 * 1024;
+
 #[expect(clippy::too_many_arguments, reason = "the ABI's own signature")]
 pub(super) fn call(
     call: &mut Call<'_>,
@@ -81,6 +84,9 @@ fn open(
     [upstream, service, method, metadata]: [Slice; 4],
     timeout: Option<Duration>,
 ) -> Result<Result<CallOwner, Status>, GuestFault> {
+    if [upstream, service, method].iter().any(|(_, len)| *len > NAME_BYTES_MAX) {
+        return Ok(Err(call.because(format!("a name has at most {NAME_BYTES_MAX} bytes"), Status::ParseFailure)));
+    }
     let upstream = call.bytes(upstream.0, upstream.1)?.to_vec();
     let (service, method) = (call.bytes(service.0, service.1)?, call.bytes(method.0, method.1)?);
     let metadata = pairs::decode(call.bytes(metadata.0, metadata.1)?).map_err(|error| error.to_string());
@@ -129,7 +135,8 @@ fn target(call: &Call<'_>, given: &[u8]) -> Result<Service, (String, Status)> {
     {
         return Ok(Service { upstream: name.to_owned(), ..Service::default() });
     }
-    let shown = |name: &[u8]| format!("there is no upstream `{}` for this plugin", name.escape_ascii());
+    let shown =
+        |name: &[u8]| format!("there is no upstream `{}` for this plugin", name[..name.len().min(80)].escape_ascii());
     match grpc::service(given) {
         Ok(service) if may_call(&service.upstream) => Ok(service),
         // Envoy begins the call all the same, and has to give up at once.

@@ -244,6 +244,7 @@ fn statuses_are_envoys() {
     check(&stream(0, 0), "e");
     check(&stream(56, 8), "k");
     check(&stream(64, 7), "e");
+    check(&stream(0, 65_537), "e");
     // Metadata with a line feed, and such that cannot be decoded; Envoy does not survive the first and takes the second as none.
     check("(call $status (call $stream_to (i32.const 16) (i32.const 4) (i32.const 80) (i32.const 18)))", "e");
     check("(call $status (call $stream_to (i32.const 16) (i32.const 4) (i32.const 80) (i32.const 17)))", "e");
