@@ -53,17 +53,31 @@ impl Server {
 
     /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
     pub fn envoy(policy: &Path) -> Result<Server, String> {
-        Server::envoy_watched(policy, |_| true)
+        Server::envoy_watched(policy, &[], |_| true)
     }
 
-    fn envoy_watched(policy: &Path, keep: impl Fn(&str) -> bool + Send + Sync + 'static) -> Result<Server, String> {
+    /// The same, with further arguments for `portcullis envoy-config`.
+    pub fn envoy_with(policy: &Path, rendering: &[&str]) -> Result<Server, String> {
+        Server::envoy_watched(policy, rendering, |_| true)
+    }
+
+    fn envoy_watched(
+        policy: &Path,
+        rendering: &[&str],
+        keep: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Server, String> {
         let folder = policy.parent().unwrap_or(Path::new("."));
         let bootstrap = folder.join("envoy.yaml");
         let admin_file = folder.join("envoy-admin-address");
         let envoy = places::envoy()?;
         let rendered = Process::run(
             "portcullis envoy-config",
-            Command::new(places::portcullis()?).arg("envoy-config").arg(policy).arg("--output").arg(&bootstrap),
+            Command::new(places::portcullis()?)
+                .arg("envoy-config")
+                .arg(policy)
+                .arg("--output")
+                .arg(&bootstrap)
+                .args(rendering),
         )?;
         if !rendered.status.success() {
             return Err(format!("`portcullis envoy-config` failed:\n{}", rendered.output));
@@ -96,7 +110,7 @@ impl Server {
     ) -> Result<Server, String> {
         match host {
             Host::Host => Server::portcullis_watched(policy, |_| {}, keep),
-            Host::Envoy => Server::envoy_watched(policy, keep),
+            Host::Envoy => Server::envoy_watched(policy, &[], keep),
             Host::Harness => Err("the harness has no server".to_owned()),
         }
     }

@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// Another address for a listener, e.g. `public=127.0.0.1:8081`; for an Envoy beside a host that has the policy's.
     #[arg(long, value_name = "NAME=ADDRESS", value_parser = named_address, conflicts_with = "http_filters")]
     listen: Vec<(String, SocketAddr)>,
+    /// The folder of operators' sockets, as given to `portcullis operators run --sockets`.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "http_filters")]
+    operator_sockets: Option<PathBuf>,
     /// Another address for the admin endpoints.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "http_filters")]
     admin: Option<SocketAddr>,
@@ -46,10 +49,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 )));
             }
         }
+        let default = envoy::Options::default();
         let options = envoy::Options {
             listen: arguments.listen.iter().cloned().collect(),
             admin: arguments.admin,
-            ..envoy::Options::default()
+            operator_sockets: arguments.operator_sockets.clone().unwrap_or(default.operator_sockets),
+            ..default
         };
         envoy::render_bootstrap(&policy, &options)
     };

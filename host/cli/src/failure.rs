@@ -34,6 +34,24 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Configuration(message) | Failure::Running(message) => f.write_str(message.trim_end()),
+            Failure::Reported => Ok(()),
+        }
+    }
+}
+
+impl From<OperatorsRefused> for Failure {
+    fn from(refused: OperatorsRefused) -> Failure {
+        match refused {
+            OperatorsRefused::Policy(message) => Failure::Configuration(message),
+            OperatorsRefused::Machine(message) => Failure::Running(message),
+        }
+    }
+}
+
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         let message = error.to_string();

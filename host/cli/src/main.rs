@@ -5,6 +5,7 @@
 
 mod check;
 mod code_cache;
+mod doctor;
 mod envoy_config;
 mod failure;
 mod logging;
@@ -42,6 +43,14 @@ enum Command {
     Test(test::Arguments),
     /// Print the Envoy configuration that enforces the same policy.
     EnvoyConfig(envoy_config::Arguments),
+    /// Write, run and look after operators: API handlers in TypeScript or JavaScript, each in a locked process of its own.
+    #[command(subcommand)]
+    Operators(operators::Command),
+    /// Show what confines operators on this machine, and what each missing layer means.
+    ///
+    /// Confines one process with the engine that operators would run on, and looks from inside. Exits with 1 if operators
+    /// would not start.
+    Doctor(doctor::Arguments),
     /// Print a script that teaches a shell to complete this command's arguments.
     Completions {
         /// The shell.
@@ -81,6 +90,8 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::EnvoyConfig(arguments) => envoy_config::run(&arguments),
+        Command::Operators(command) => operators::run(&command),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut script);

@@ -259,15 +259,21 @@ fn main() {
     runtime.block_on(start(&host, path, &warm_settings, "load"));
     let bare = Bare::spawn(deno.path(), path, 1000);
     runtime.block_on(first_answer(&bare.socket));
-    let front = Front { folder: path.join("front"), users: Vec::new() };
+    let mut front = Front::new(path.join("front"), &[]).expect("a folder");
     let socket = front.socket("load");
     std::thread::spawn({
         let host = host.clone();
         move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(front.serve(&host, &["load".to_owned()])).expect("it serves");
+            runtime.block_on(async {
+                front.serve(&host, &["load".to_owned()]).expect("it serves");
+                std::future::pending::<()>().await;
+            });
         }
     });
+    while !socket.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     runtime.block_on(first_answer(&socket));
     let (mut direct, mut through, mut called) = (vec![], vec![], vec![]);
     for _ in 0..LOAD_ROUNDS {

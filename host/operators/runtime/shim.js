@@ -5,7 +5,7 @@
 // this process. What it takes from the global object it takes before the operator's code runs, so that an operator that
 // changes a prototype breaks only itself.
 
-const { Blob, Headers, Object, Promise, Request, Response, TypeError, URL, Uint8Array, JSON, String, console } = globalThis;
+const { Blob, Headers, Object, Promise, Proxy, Request, Response, Set, TypeError, URL, Uint8Array, String, console } = globalThis;
 const { atob, encodeURIComponent, reportError } = globalThis;
 const nativeFetch = globalThis.fetch;
 const runtime = globalThis.Deno;
@@ -99,6 +99,7 @@ async function load(document) {
   if (Object.keys(files).length > 0) env.files = Object.freeze(new Files(files));
   Object.freeze(env);
   dev = document.dev;
+  if (dev) env = told(env);
   const url = URL.createObjectURL(new Blob([document.code], { type: "text/javascript" }));
   const module = await import(url);
   URL.revokeObjectURL(url);
@@ -107,6 +108,21 @@ async function load(document) {
     throw new TypeError("the entry module needs `export default { async fetch(request, env, ctx) { ... } }`");
   }
   handler = operator.fetch.bind(operator);
+}
+
+// While developing, whoever asks for what was not granted is told once how to grant it.
+function told(granted) {
+  const asked = new Set();
+  return new Proxy(granted, {
+    get(target, name) {
+      if (typeof name === "string" && !(name in target) && !asked.has(name)) {
+        asked.add(name);
+        const grant = name === "kv" ? "`kv: true`" : name === "files" ? "`read: [FILE]`" : `\`${name}\` to \`env\` or \`secrets\``;
+        console.warn(`\`env.${name}\` is not there: add ${grant} in its \`permissions\``);
+      }
+      return target[name];
+    },
+  });
 }
 
 class Files {

@@ -1,23 +1,21 @@
 //! What stands behind `portcullis operators new|check|dev|logs`.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::bundle::Bundle;
 use crate::config::{Operator, is_name};
 use crate::engine::Engine;
 use crate::logs::LogLine;
-use crate::{ApplyError, ConfigError, Operators, Settings, StartError};
+use crate::{ApplyError, Operators, Settings, StartError};
 
 const TEMPLATE: &str = include_str!("../runtime/template.ts");
 const TYPES: &str = include_str!("../runtime/operator.d.ts");
 const WATCHED_MAX: usize = 2000;
-const WATCH: Duration = Duration::from_millis(250);
 
 /// A new operator on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,44 +97,15 @@ pub async fn check(
     Ok((checked, errors))
 }
 
-/// Something that the author should see while developing.
-#[derive(Debug)]
-pub enum DevEvent {
-    /// These operators answer in their newest version.
-    Serving(Vec<String>),
-    /// The configuration has mistakes; the last good one goes on.
-    Config(Vec<ConfigError>),
-    /// Operators' code has mistakes; their last good versions go on.
-    Code(Vec<ApplyError>),
-    /// An operator printed something, was refused something, or failed.
-    Log(LogLine),
-}
-
-impl fmt::Display for DevEvent {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Serving(names) => write!(formatter, "serving {}", names.join(", ")),
-            Self::Config(errors) => errors
-                .iter()
-                .try_for_each(|error| writeln!(formatter, "{error}"))
-                .and(write!(formatter, "not reloaded")),
-            Self::Code(errors) => errors
-                .iter()
-                .try_for_each(|error| writeln!(formatter, "{error}"))
-                .and(write!(formatter, "not reloaded")),
-            Self::Log(line) => write!(formatter, "{}", format_log(line)),
-        }
-    }
-}
-
 /// One line as `portcullis operators logs` prints it.
 #[must_use]
 pub fn format_log(line: &LogLine) -> String {
     let since = line.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (seconds, milliseconds) = (since.as_secs() % 86_400, since.subsec_millis());
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     format!(
-        "{hours:02}:{minutes:02}:{:02}.{milliseconds:03}Z {}[{}] {}",
+        "{:02}:{:02}:{:02}.{milliseconds:03}Z {}[{}] {}",
+        seconds / 3600,
+        seconds / 60 % 60,
         seconds % 60,
         line.operator,
         line.process,
@@ -144,50 +113,29 @@ pub fn format_log(line: &LogLine) -> String {
     )
 }
 
-/// Serves operators and follows their files and configuration: what changes is loaded anew at once. Ends only with its
-/// caller's interest.
-///
-/// `load` reads the configuration; `also` names files whose change makes it be read again.
-pub async fn develop(
-    operators: &Operators,
-    also: Vec<PathBuf>,
-    mut load: impl FnMut() -> Result<Vec<Operator>, Vec<ConfigError>>,
-    mut report: impl FnMut(DevEvent),
-) {
-    let mut followed: Vec<(String, tokio::sync::broadcast::Receiver<LogLine>)> = Vec::new();
-    let mut roots: Vec<PathBuf> = Vec::new();
-    loop {
-        // Taken before the files are read, so that a change meanwhile is seen.
-        let before = SystemTime::now();
-        match load() {
-            Err(errors) => report(DevEvent::Config(errors)),
-            Ok(configured) => {
-                roots = configured.iter().map(|operator| operator.root.clone()).collect();
-                for operator in &configured {
-                    if !followed.iter().any(|(name, _)| *name == operator.name) {
-                        followed.push((operator.name.clone(), operators.follow_logs(&operator.name)));
-                    }
-                }
-                match operators.apply(configured).await {
-                    Ok(()) => report(DevEvent::Serving(operators.names())),
-                    Err(errors) => report(DevEvent::Code(errors)),
-                }
-            }
-        }
-        let seen = fingerprints(&also, &roots);
-        let fresh = |(_, found): &Fingerprint| found.is_some_and(|(modified, _)| modified > before);
-        if seen.iter().any(fresh) {
-            tokio::time::sleep(WATCH).await;
-            continue;
-        }
-        while fingerprints(&also, &roots) == seen {
-            for (_, lines) in &mut followed {
-                while let Ok(line) = lines.try_recv() {
-                    report(DevEvent::Log(line));
-                }
-            }
-            tokio::time::sleep(WATCH).await;
-        }
+/// Notices changes of files, by looking at them. For development: it costs a look at each file's metadata.
+#[derive(Debug)]
+pub struct Watch {
+    files: Vec<PathBuf>,
+    roots: Vec<PathBuf>,
+    seen: Vec<Fingerprint>,
+}
+
+impl Watch {
+    /// Watches some files, and all below some folders: also modules that a mistake kept from being loaded. To be made
+    /// before the files are read, so that a change meanwhile is noticed.
+    #[must_use]
+    pub fn new(files: Vec<PathBuf>, roots: Vec<PathBuf>) -> Self {
+        let seen = fingerprints(&files, &roots);
+        Self { files, roots, seen }
+    }
+
+    /// The first file that changed, came or went since the last call, if one did.
+    pub fn changed(&mut self) -> Option<PathBuf> {
+        let now = fingerprints(&self.files, &self.roots);
+        let before = std::mem::replace(&mut self.seen, now);
+        let differs = |a: &[Fingerprint], b: &[Fingerprint]| a.iter().find(|one| !b.contains(one)).cloned();
+        differs(&self.seen, &before).or_else(|| differs(&before, &self.seen)).map(|(path, _)| path)
     }
 }
 
@@ -236,9 +184,31 @@ mod tests {
     }
 
     #[test]
+    fn a_watch_names_what_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("policy"), "1").unwrap();
+        fs::create_dir_all(path("root/lib")).unwrap();
+        fs::write(path("root/main.ts"), "1").unwrap();
+        let mut watch = Watch::new(vec![path("policy"), path("absent")], vec![path("root")]);
+        assert_eq!(watch.changed(), None);
+        for (name, text) in [("policy", "12"), ("root/main.ts", "12"), ("root/lib/new.ts", "1"), ("absent", "1")] {
+            fs::write(path(name), text).unwrap();
+            assert_eq!(watch.changed(), Some(path(name)));
+            assert_eq!(watch.changed(), None);
+        }
+        fs::remove_file(path("root/lib/new.ts")).unwrap();
+        assert_eq!(watch.changed(), Some(path("root/lib/new.ts")));
+        fs::create_dir(path("root/node_modules")).unwrap();
+        fs::write(path("root/node_modules/x.ts"), "1").unwrap();
+        fs::write(path("root/.swap"), "1").unwrap();
+        assert_eq!(watch.changed(), None);
+    }
+
+    #[test]
     fn a_log_line_says_whose_it_is() {
         let line = LogLine {
-            time: SystemTime::UNIX_EPOCH + Duration::from_millis(3_723_004),
+            time: SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(3_723_004),
             operator: "hello".to_owned(),
             process: 7,
             text: "hi".to_owned(),

@@ -130,6 +130,15 @@ impl Bundle {
         Some((source, line + 1, column + 1))
     }
 
+    /// A stack as its author wants to see it: with positions in the files, and without what the engine and the host's own
+    /// code in it add.
+    #[must_use]
+    pub fn in_sources(&self, stack: &str) -> String {
+        let lines: Vec<String> =
+            stack.lines().filter(|line| !is_frame_of_engine(line)).map(|line| self.map_positions(line)).collect();
+        lines.join("\n")
+    }
+
     /// Replaces positions in the bundle (`blob:null/…:12:34`) by those in the files.
     #[must_use]
     pub fn map_positions(&self, text: &str) -> String {
@@ -154,6 +163,15 @@ impl Bundle {
         result.push_str(rest);
         result
     }
+}
+
+/// Whether a line is a stack frame in the engine's or the host's own scripts. An operator can print the same, and misses its
+/// own line then.
+pub(crate) fn is_frame_of_engine(line: &str) -> bool {
+    let Some(frame) = line.strip_prefix("    at ") else { return false };
+    let place = frame.rsplit_once('(').map_or(frame, |(_, place)| place);
+    let place = place.strip_prefix("async ").unwrap_or(place);
+    place.starts_with("ext:") || place.starts_with("file:///")
 }
 
 /// What goes between a host and the process that bundles for it.
@@ -908,6 +926,22 @@ fn normal(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_of_the_engine_are_told_from_the_authors() {
+        for line in [
+            "    at answer (file:///shim.js:33:22)",
+            "    at file:///shim.js:26:10",
+            "    at async ext:deno_http/00.js:1:2",
+        ] {
+            assert!(is_frame_of_engine(line), "{line}");
+        }
+        for line in
+            ["Error: at ext:", "    at Object.fetch (blob:null/1-2:6:8)", "at ext:1", "    at f (main.ts:1:2)", ""]
+        {
+            assert!(!is_frame_of_engine(line), "{line}");
+        }
+    }
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

@@ -36,10 +36,29 @@ pub struct OperatorError {
     pub cause: Cause,
     /// Which operator.
     pub operator: String,
+    /// In development only: what the handler threw, with positions in its sources.
+    pub detail: Option<String>,
+}
+
+/// As [`OperatorError`], before it is known whose.
+pub(crate) struct CallFailed {
+    pub(crate) cause: Cause,
+    pub(crate) detail: Option<String>,
+}
+
+impl From<Cause> for CallFailed {
+    fn from(cause: Cause) -> Self {
+        Self { cause, detail: None }
+    }
 }
 
 impl OperatorError {
-    /// A problem document (RFC 9457) for the client. It holds nothing about the operator but the reason.
+    pub(crate) fn new(cause: Cause, operator: &str) -> Self {
+        Self { cause, operator: operator.to_owned(), detail: None }
+    }
+
+    /// A problem document (RFC 9457) for the client. It holds nothing about the operator but the reason, unless the host is
+    /// one for development.
     #[must_use]
     pub fn to_response(&self, request_id: Option<&str>) -> Response<Bytes> {
         let (status, id, title) = self.cause.row();
@@ -49,8 +68,10 @@ impl OperatorError {
             "status": status.as_u16(),
             "reason": id,
         });
-        if let (Some(request_id), Some(problem)) = (request_id, problem.as_object_mut()) {
-            problem.insert("request_id".to_owned(), request_id.into());
+        for (name, value) in [("request_id", request_id), ("detail", self.detail.as_deref())] {
+            if let (Some(value), Some(problem)) = (value, problem.as_object_mut()) {
+                problem.insert(name.to_owned(), value.into());
+            }
         }
         let mut response = Response::new(Bytes::from(problem.to_string()));
         *response.status_mut() = status;
@@ -110,7 +131,7 @@ async fn open(process: &Process) -> Result<SendRequest<RequestBody>, Cause> {
 }
 
 /// Carries a request to an operator.
-pub(crate) async fn call<B>(pool: &Arc<Pool>, request: Request<B>) -> Result<Response<OperatorBody>, Cause>
+pub(crate) async fn call<B>(pool: &Arc<Pool>, request: Request<B>) -> Result<Response<OperatorBody>, CallFailed>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError>,
@@ -118,7 +139,7 @@ where
     let limits = &pool.operator.limits;
     let (mut parts, body) = request.into_parts();
     if is_too_long(Some(body.size_hint().lower()), limits.request_bytes) {
-        return Err(Cause::RequestBytes);
+        return Err(Cause::RequestBytes.into());
     }
     prepare(&mut parts)?;
     let flight = Arc::new(pool.acquire().await?);
@@ -137,14 +158,15 @@ where
     let request = Request::from_parts(parts, upload.boxed_unsync());
     let answered = tokio::select! {
         biased;
-        cause = flight.cancelled() => return Err(cause),
+        cause = flight.cancelled() => return Err(cause.into()),
         answered = exchange(&flight.process, request) => answered,
     };
     let (sender, response) = match answered {
         Ok(answered) => answered,
-        Err(Failed::Request(cause)) => return Err(cause),
-        Err(Failed::Connection) => return Err(why_it_broke(&flight).await),
+        Err(Failed::Request(cause)) => return Err(cause.into()),
+        Err(Failed::Connection) => return Err(why_it_broke(&flight).await.into()),
     };
+    let response = unless_thrown(pool, &flight, response).await?;
     let (parts, body) = accept(response, limits.response_bytes)?.into_parts();
     let body = OperatorBody {
         inner: body,
@@ -264,19 +286,41 @@ async fn why_it_broke(flight: &Flight) -> Cause {
     tokio::time::timeout(wait, flight.cancelled()).await.unwrap_or(Cause::Crashed)
 }
 
+/// The response, unless the engine says by it that the handler threw. The body is the stack then, in development.
+async fn unless_thrown(
+    pool: &Pool,
+    flight: &Flight,
+    response: Response<Incoming>,
+) -> Result<Response<Incoming>, CallFailed> {
+    const STACK_BYTES_MAX: usize = 64 << 10;
+    let outcome = response.headers().get("x-portcullis-outcome").map(HeaderValue::as_bytes);
+    if outcome != Some(b"exception") || response.status() != StatusCode::INTERNAL_SERVER_ERROR {
+        return Ok(response);
+    }
+    if response.body().size_hint().exact() == Some(0) {
+        return Err(Cause::Exception.into());
+    }
+    // Whoever forges the mark outside of development only sends a response.
+    if !pool.dev {
+        return Ok(response);
+    }
+    let stack = Limited::new(response.into_body(), STACK_BYTES_MAX).collect();
+    tokio::select! {
+        biased;
+        cause = flight.cancelled() => Err(cause.into()),
+        stack = stack => {
+            let text = stack.map(|stack| String::from_utf8_lossy(&stack.to_bytes()).into_owned()).ok();
+            Err(CallFailed { cause: Cause::Exception, detail: text.map(|text| pool.bundle.in_sources(&text)) })
+        }
+    }
+}
+
 /// What of an operator's response may be passed on.
 fn accept(mut response: Response<Incoming>, bytes_max: u64) -> Result<Response<Incoming>, Cause> {
     let status = response.status();
     // 1xx would leave the client waiting; 101 would hand it the connection.
     if !(200..=599).contains(&status.as_u16()) {
         return Err(Cause::ResponseRefused);
-    }
-    let outcome = response.headers().get("x-portcullis-outcome").map(HeaderValue::as_bytes);
-    if outcome == Some(b"exception") && status == StatusCode::INTERNAL_SERVER_ERROR {
-        // In development the body is the stack, which is the author's to see.
-        if response.body().size_hint().exact() == Some(0) {
-            return Err(Cause::Exception);
-        }
     }
     if is_too_long(response.body().size_hint().exact(), bytes_max) {
         return Err(Cause::ResponseBytes);
@@ -353,7 +397,7 @@ impl OperatorBody {
             );
             open.pool.operator.name.clone()
         });
-        OperatorError { cause, operator }
+        OperatorError { cause, operator, detail: None }
     }
 
     fn finish(&mut self) {
@@ -474,7 +518,7 @@ mod tests {
 
     #[test]
     fn the_client_gets_a_problem_document() {
-        let error = OperatorError { cause: Cause::Concurrency, operator: "secret-name".to_owned() };
+        let error = OperatorError::new(Cause::Concurrency, "secret-name");
         let response = error.to_response(Some("r-1"));
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()["retry-after"], "1");

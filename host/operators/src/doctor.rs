@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::Settings;
 use crate::engine::{Class, Engine};
@@ -12,12 +15,14 @@ use crate::manager::{Instance, StartError};
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The findings, for `portcullis doctor`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Doctor {
-    /// Which engine.
+    /// Which engine, and its version.
     pub engine: String,
-    /// Whether a confined process could be started, and if not, why.
-    pub start: Result<(), String>,
+    /// The file that is executed.
+    pub program: PathBuf,
+    /// Why operators do not start with the isolation that was asked for; none when they do.
+    pub refused: Option<String>,
     /// Layer by layer; empty when nothing could be started.
     pub layers: Vec<LayerReport>,
     /// From the launcher's start to the engine's, in microseconds.
@@ -72,21 +77,22 @@ impl Doctor {
         let launched = runtime.block_on(settings.launcher.launch(&spec, DEADLINE));
         let mut doctor = Self {
             engine: engine.name(),
-            start: Ok(()),
+            program: engine.program().to_owned(),
+            refused: None,
             layers: Vec::new(),
             setup_microseconds: 0,
-            notes: machine_notes(),
+            notes: machine_notes(engine),
             isolation: settings.isolation,
         };
         match launched {
             Ok(confined) => {
                 doctor.setup_microseconds = confined.setup_microseconds;
-                doctor.start = verdict(&confined.report, settings.isolation);
+                doctor.refused = verdict(&confined.report, settings.isolation);
                 doctor.layers = confined.report.rows().collect();
                 // Its handle goes, and the process with it.
                 drop(confined);
             }
-            Err(error) => doctor.start = Err(error.to_string()),
+            Err(error) => doctor.refused = Some(error.to_string()),
         }
         instance.clean();
         Ok(doctor)
@@ -95,15 +101,13 @@ impl Doctor {
     /// Whether operators would start with the level of isolation that was asked for.
     #[must_use]
     pub fn is_well(&self) -> bool {
-        self.start.is_ok()
+        self.refused.is_none()
     }
 }
 
-fn verdict(report: &Report, isolation: Isolation) -> Result<(), String> {
-    match report.unacceptable(isolation) {
-        None => Ok(()),
-        Some(missing) => Err(format!("isolation layer `{}` is missing: {}", missing.layer, missing.reason())),
-    }
+fn verdict(report: &Report, isolation: Isolation) -> Option<String> {
+    let missing = report.unacceptable(isolation)?;
+    Some(format!("isolation layer `{}` is missing: {}", missing.layer, missing.reason()))
 }
 
 impl fmt::Display for Doctor {
@@ -112,10 +116,11 @@ impl fmt::Display for Doctor {
             Isolation::Required => "required",
             Isolation::BestEffort => "best_effort",
         };
-        match &self.start {
-            Ok(()) => writeln!(formatter, "operators: start with `isolation: {level}` ({})", self.engine)?,
-            Err(reason) => writeln!(formatter, "operators: do NOT start with `isolation: {level}`: {reason}")?,
+        match &self.refused {
+            None => writeln!(formatter, "operators: start with `isolation: {level}`")?,
+            Some(reason) => writeln!(formatter, "operators: do NOT start with `isolation: {level}`: {reason}")?,
         }
+        writeln!(formatter, "  engine: {} ({})", self.engine, self.program.display())?;
         for row in &self.layers {
             match &row.state {
                 LayerState::Active => writeln!(formatter, "  {:<18} active", row.layer)?,
@@ -137,9 +142,9 @@ impl fmt::Display for Doctor {
     }
 }
 
-fn machine_notes() -> Vec<String> {
+fn machine_notes(engine: &dyn Engine) -> Vec<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = engine.remark().into_iter().collect();
     let release = read("/proc/sys/kernel/osrelease");
     notes.push(format!("kernel {release}"));
     if read("/sys/devices/system/cpu/smt/active") == "1" {

@@ -1,5 +1,6 @@
 //! Operators on Unix sockets of their own, for a proxy in another process (Envoy's `pipe` addresses).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
@@ -16,19 +17,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::body::BodyError;
 use crate::config::is_name;
 use crate::{OperatorError, Operators};
 
-/// Who may connect.
-#[derive(Clone, Debug, Default)]
+/// Sockets for operators, and who may connect to them.
+#[derive(Debug)]
 pub struct Front {
-    /// Folder of the sockets, made with mode 0700 if it is absent.
-    pub folder: PathBuf,
-    /// Users that may connect beside this process's own, e.g. Envoy's. The folder's mode must let them in, too: it is
-    /// 0711 when this is not empty, and the sockets are then open to all but checked.
-    pub users: Vec<u32>,
+    folder: PathBuf,
+    users: Vec<u32>,
+    open: BTreeMap<String, JoinHandle<()>>,
 }
 
 /// Connections to one operator's socket.
@@ -36,21 +36,37 @@ const CONNECTIONS_MAX: usize = 1024;
 const HEADERS: Duration = Duration::from_secs(10);
 
 impl Front {
+    /// Makes the folder of the sockets, if it is absent. `users` may connect beside this process's own, e.g. Envoy's. The
+    /// folder's mode lets others in only where there are such, and then every connection is checked.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn new(folder: PathBuf, users: &[u32]) -> io::Result<Self> {
+        let mode = if users.is_empty() { 0o700 } else { 0o711 };
+        fs::DirBuilder::new().mode(mode).recursive(true).create(&folder)?;
+        Ok(Self { folder, users: users.to_vec(), open: BTreeMap::new() })
+    }
+
     /// Where an operator's socket is.
     #[must_use]
     pub fn socket(&self, operator: &str) -> PathBuf {
         self.folder.join(format!("{operator}.sock"))
     }
 
-    /// Opens one socket for each name and serves until dropped. The operators behind them may change meanwhile.
+    /// Serves operators of these names and no others, on the current runtime. What an open connection asks of one that
+    /// is gone is answered with its cause.
     ///
     /// # Errors
     /// When a socket cannot be made.
-    pub async fn serve(&self, operators: &Operators, names: &[String]) -> io::Result<()> {
-        let mode = if self.users.is_empty() { 0o700 } else { 0o711 };
-        fs::DirBuilder::new().mode(mode).recursive(true).create(&self.folder)?;
-        let mut serving = tokio::task::JoinSet::new();
+    pub fn serve(&mut self, operators: &Operators, names: &[String]) -> io::Result<()> {
+        let gone: Vec<String> = self.open.keys().filter(|name| !names.contains(name)).cloned().collect();
+        for name in gone {
+            self.close(&name);
+        }
         for name in names.iter().filter(|name| is_name(name)) {
+            if self.open.contains_key(name) {
+                continue;
+            }
             let path = self.socket(name);
             remove_stale(&path)?;
             let listener = UnixListener::bind(&path)?;
@@ -58,10 +74,26 @@ impl Front {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
             let mut users = self.users.clone();
             users.push(rustix::process::geteuid().as_raw());
-            serving.spawn(accept(operators.clone(), name.clone(), listener, users));
+            let accepting = tokio::spawn(accept(operators.clone(), name.clone(), listener, users));
+            self.open.insert(name.clone(), accepting);
         }
-        while serving.join_next().await.is_some() {}
         Ok(())
+    }
+
+    fn close(&mut self, name: &str) {
+        if let Some(accepting) = self.open.remove(name) {
+            accepting.abort();
+            let _ = fs::remove_file(self.socket(name));
+        }
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let names: Vec<String> = self.open.keys().cloned().collect();
+        for name in names {
+            self.close(&name);
+        }
     }
 }
 
@@ -97,9 +129,10 @@ async fn accept(operators: Operators, name: String, listener: UnixListener, user
 }
 
 async fn connection(operators: Operators, name: String, stream: UnixStream) {
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (operators, name) = (&operators, &name);
         async move {
+            say_scheme(&mut request);
             let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
             let response = match operators.call(name, request).await {
                 Ok(response) => response.map(|body| body.map_err(|error| -> BodyError { error.into() }).boxed_unsync()),
@@ -117,6 +150,20 @@ async fn connection(operators: Operators, name: String, stream: UnixStream) {
         .await;
     if let Err(error) = served {
         tracing::debug!(operator = %name, "connection: {error}");
+    }
+}
+
+/// What the client spoke, as the proxy in front says: it is known to be that proxy.
+fn say_scheme(request: &mut Request<Incoming>) {
+    let is_https = request.headers().get("x-forwarded-proto").is_some_and(|scheme| scheme.as_bytes() == b"https");
+    let authority = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    if let (true, None, Some(authority)) = (is_https, request.uri().scheme(), authority) {
+        let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
+        let absolute = http::Uri::builder().scheme("https").authority(authority).path_and_query(path).build();
+        // One that cannot be made is refused a moment later, with its cause.
+        if let Ok(absolute) = absolute {
+            *request.uri_mut() = absolute;
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod bundle;
 mod call;
 mod cause;
 pub mod config;
+pub mod control;
 pub mod doctor;
 mod egress;
 pub mod engine;

@@ -1,11 +1,13 @@
 //! What operators print: always read, never trusted, bounded in rate and length, and tagged with whose it is.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::broadcast;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 const LINE_BYTES_MAX: usize = 4096;
 const LINES_KEPT: usize = 1000;
@@ -13,7 +15,7 @@ const LINES_KEPT: usize = 1000;
 const BURST_SECONDS: u32 = 10;
 
 /// One line that an operator (or its engine) printed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
     /// When the host read it.
     pub time: SystemTime,
@@ -25,44 +27,70 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// Everybody who reads along. Each has a queue of its own: one that does not keep up misses lines and slows nobody.
+#[derive(Debug, Default)]
+pub(crate) struct Readers(Mutex<Vec<Reader>>);
+
+#[derive(Debug)]
+struct Reader {
+    /// Only this operator's lines.
+    operator: Option<String>,
+    sender: mpsc::Sender<LogLine>,
+}
+
+/// Lines that wait for one reader.
+const QUEUE: usize = 1024;
+
+impl Readers {
+    pub(crate) fn follow(&self, operator: Option<&str>) -> mpsc::Receiver<LogLine> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.lock().push(Reader { operator: operator.map(str::to_owned), sender });
+        receiver
+    }
+
+    fn send(&self, line: &LogLine) {
+        self.lock().retain(|reader| {
+            let wanted = reader.operator.as_ref().is_none_or(|operator| *operator == line.operator);
+            !matches!(wanted.then(|| reader.sender.try_send(line.clone())), Some(Err(TrySendError::Closed(_))))
+                && !reader.sender.is_closed()
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Reader>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 /// The lines of one operator.
 #[derive(Debug)]
 pub(crate) struct LogBook {
     operator: String,
     kept: Mutex<VecDeque<LogLine>>,
-    sender: broadcast::Sender<LogLine>,
+    readers: Arc<Readers>,
     dropped: AtomicU64,
 }
 
 impl LogBook {
-    pub(crate) fn new(operator: &str) -> Self {
-        Self {
-            operator: operator.to_owned(),
-            kept: Mutex::default(),
-            sender: broadcast::channel(256).0,
-            dropped: AtomicU64::new(0),
-        }
+    pub(crate) fn new(operator: &str, readers: Arc<Readers>) -> Self {
+        Self { operator: operator.to_owned(), kept: Mutex::default(), readers, dropped: AtomicU64::new(0) }
     }
 
     pub(crate) fn write(&self, process: u64, text: String) {
         tracing::info!(target: "portcullis::operator", operator = %self.operator, process, "{text}");
         let line = LogLine { time: SystemTime::now(), operator: self.operator.clone(), process, text };
-        let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if kept.len() == LINES_KEPT {
-            kept.pop_front();
+        {
+            let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if kept.len() == LINES_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(line.clone());
         }
-        kept.push_back(line.clone());
-        drop(kept);
-        // Nobody listening is no error.
-        let _ = self.sender.send(line);
+        // After it was kept: who begins to read along first and looks at what is kept then misses nothing.
+        self.readers.send(&line);
     }
 
     pub(crate) fn recent(&self) -> Vec<LogLine> {
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()
-    }
-
-    pub(crate) fn follow(&self) -> broadcast::Receiver<LogLine> {
-        self.sender.subscribe()
     }
 
     pub(crate) fn count_dropped(&self) {
@@ -139,7 +167,7 @@ impl Lines {
 }
 
 /// Without control characters: a line must not be able to move a terminal's cursor or to look like two lines.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     for character in text.chars() {
         if character == '\t' || !character.is_control() {
@@ -193,8 +221,31 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_gets_what_it_asked_for_and_a_slow_one_misses_lines() {
+        let readers = Arc::new(Readers::default());
+        let (a, b) = (LogBook::new("a", Arc::clone(&readers)), LogBook::new("b", Arc::clone(&readers)));
+        let (mut of_a, mut of_all) = (readers.follow(Some("a")), readers.follow(None));
+        a.write(1, "one".to_owned());
+        b.write(2, "two".to_owned());
+        assert_eq!(of_a.try_recv().unwrap().text, "one");
+        assert!(of_a.try_recv().is_err());
+        assert_eq!([of_all.try_recv().unwrap().text, of_all.try_recv().unwrap().text], ["one", "two"]);
+        for _ in 0..QUEUE + 5 {
+            b.write(2, String::new());
+        }
+        let mut seen = 0;
+        while of_all.try_recv().is_ok() {
+            seen += 1;
+        }
+        assert_eq!(seen, QUEUE);
+        drop((of_a, of_all));
+        b.write(2, String::new());
+        assert!(readers.lock().is_empty());
+    }
+
+    #[test]
     fn only_so_many_lines_are_kept() {
-        let book = LogBook::new("a");
+        let book = LogBook::new("a", Arc::default());
         for number in 0..LINES_KEPT + 10 {
             book.write(1, number.to_string());
         }

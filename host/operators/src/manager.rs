@@ -25,15 +25,16 @@ use tokio::net::unix::pipe;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::body::BodyError;
-use crate::bundle::{Bundle, BundleError};
+use crate::bundle::{self, Bundle, BundleError};
 use crate::call::{self, OperatorBody, OperatorError};
 use crate::cause::Cause;
 use crate::config::{Operator, Settings, check_placement};
+use crate::control::{HostStatus, OperatorStatus, RunningProcess};
 use crate::egress::{Egress, Resolve, SystemResolver};
 use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
 use crate::jail::{Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
 use crate::kv::Store;
-use crate::logs::{Lines, LogBook, LogLine, Rate};
+use crate::logs::{Lines, LogBook, LogLine, Rate, Readers};
 use crate::placement;
 use crate::pool::{Backoff, Counters, Pool};
 use crate::process::{Assigned, Process};
@@ -199,12 +200,14 @@ impl OperatorSet {
         B::Error: Into<BodyError>,
     {
         let Some(serving) = self.serving.get(operator) else {
-            return Err(OperatorError { cause: Cause::Unknown, operator: operator.to_owned() });
+            return Err(OperatorError::new(Cause::Unknown, operator));
         };
         let pool = &serving.0;
         let _busy = Busy::new(&self.shared);
         pool.counters.count_request();
-        call::call(pool, request).await.map_err(|cause| failed(&pool.counters, operator, cause))
+        call::call(pool, request)
+            .await
+            .map_err(|found| OperatorError { detail: found.detail, ..failed(&pool.counters, operator, found.cause) })
     }
 
     /// Counts and logs a request that its caller cannot hand to an operator.
@@ -219,7 +222,7 @@ impl OperatorSet {
 fn failed(counters: &Counters, operator: &str, cause: Cause) -> OperatorError {
     counters.count_cause(cause);
     tracing::warn!(operator, cause = cause.id(), "a request was not answered by its operator");
-    OperatorError { cause, operator: operator.to_owned() }
+    OperatorError::new(cause, operator)
 }
 
 /// A pool for as long as some set holds it.
@@ -236,6 +239,7 @@ struct Shared {
     /// What is in force.
     table: ArcSwap<HashMap<String, Arc<Serving>>>,
     books: Mutex<BTreeMap<String, Book>>,
+    readers: Arc<Readers>,
     /// Requests in flight or waiting; the sampler rests while there are none.
     busy: AtomicU64,
     woken: Notify,
@@ -325,6 +329,12 @@ impl Operators {
     /// Makes a set the one that is served. What is in none but the former one is drained once nobody holds that any more.
     pub async fn commit(&self, set: &OperatorSet) {
         let _ = self.ask(|answer| Command::Commit(set.clone(), answer)).await;
+    }
+
+    /// As [`Operators::commit`], for a caller that may block.
+    pub fn commit_blocking(&self, set: &OperatorSet) {
+        let set = set.clone();
+        let _ = self.ask_blocking(|answer| Command::Commit(set, answer));
     }
 
     /// As [`Operators::commit`], without waiting until it has happened.
@@ -425,10 +435,10 @@ impl Operators {
         lock(&self.shared.books).get(operator).map(|(log, _)| log.recent()).unwrap_or_default()
     }
 
-    /// Lines of an operator's log as they come.
+    /// Lines as they come, of one operator or of all. Whoever does not keep up misses some.
     #[must_use]
-    pub fn follow_logs(&self, operator: &str) -> tokio::sync::broadcast::Receiver<LogLine> {
-        self.shared.book(operator).0.follow()
+    pub fn follow_logs(&self, operator: Option<&str>) -> mpsc::Receiver<LogLine> {
+        self.shared.readers.follow(operator)
     }
 
     /// All processes.
@@ -469,7 +479,7 @@ impl Shared {
     fn book(&self, operator: &str) -> Book {
         lock(&self.books)
             .entry(operator.to_owned())
-            .or_insert_with(|| (Arc::new(LogBook::new(operator)), Arc::default()))
+            .or_insert_with(|| (Arc::new(LogBook::new(operator, Arc::clone(&self.readers))), Arc::default()))
             .clone()
     }
 }
@@ -482,11 +492,16 @@ pub(crate) struct Instance {
     _lock: fs::File,
 }
 
+/// Where the hosts of this user have their folders.
+pub(crate) fn base_folder(run_folder: &Path) -> PathBuf {
+    run_folder.join(format!("portcullis-{}", rustix::process::geteuid().as_raw()))
+}
+
 impl Instance {
     pub(crate) fn claim(run_folder: &Path) -> io::Result<Self> {
         let uid = rustix::process::geteuid().as_raw();
         fs::create_dir_all(run_folder)?;
-        let base = run_folder.join(format!("portcullis-{uid}"));
+        let base = base_folder(run_folder);
         match fs::DirBuilder::new().mode(0o711).create(&base) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -535,7 +550,7 @@ impl Uids {
     }
 }
 
-struct Manager {
+pub(crate) struct Manager {
     settings: Settings,
     engine: Arc<dyn Engine>,
     egress: Egress,
@@ -563,7 +578,11 @@ enum NotServing {
 
 impl Manager {
     async fn run(self: Arc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let background = [tokio::spawn(Arc::clone(&self).keep_warm()), tokio::spawn(Arc::clone(&self).watch())];
+        let mut background = vec![tokio::spawn(Arc::clone(&self).keep_warm()), tokio::spawn(Arc::clone(&self).watch())];
+        match crate::control::listen(&self.instance.folder) {
+            Ok(listener) => background.push(tokio::spawn(crate::control::serve(Arc::clone(&self), listener))),
+            Err(error) => tracing::error!("nobody can ask about logs and processes: {error}"),
+        }
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Prepare(operators, answer) => {
@@ -622,12 +641,50 @@ impl Manager {
             in_flight: process.assigned.get().map_or(0, |assigned| assigned.in_flight.load(Ordering::Acquire)),
             report: process.report.clone(),
         };
-        let mut found: Vec<ProcessStatus> = Vec::new();
-        for pool in lock(&self.pools).iter() {
-            found.extend(pool.processes.load().iter().map(of));
-        }
-        found.extend(lock(&self.warm).values().flatten().map(of));
+        self.processes().iter().map(of).collect()
+    }
+
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.shared.readers
+    }
+
+    /// The last lines, in the order of their time.
+    pub(crate) fn recent_logs(&self, operator: Option<&str>) -> Vec<LogLine> {
+        let books = lock(&self.shared.books);
+        let wanted = books.iter().filter(|(name, _)| operator.is_none_or(|operator| operator == *name));
+        let mut lines: Vec<LogLine> = wanted.flat_map(|(_, (log, _))| log.recent()).collect();
+        lines.sort_by_key(|line| line.time);
+        lines
+    }
+
+    fn processes(&self) -> Vec<Arc<Process>> {
+        let pools = lock(&self.pools).clone();
+        let mut found: Vec<Arc<Process>> = pools.iter().flat_map(|pool| pool.processes.load().to_vec()).collect();
+        found.extend(lock(&self.warm).values().flatten().cloned());
         found
+    }
+
+    /// Whether a process is one that an operator may run in.
+    pub(crate) fn is_operator(&self, pid: i32) -> bool {
+        self.processes().iter().any(|process| process.pid == pid)
+    }
+
+    pub(crate) fn host_status(&self) -> HostStatus {
+        let mut operators = Vec::new();
+        for pool in lock(&self.pools).clone() {
+            let processes = pool.processes.load().iter().map(running).collect();
+            let (requests, failed) = pool.counters.requests();
+            operators.push(OperatorStatus {
+                name: pool.operator.name.clone(),
+                processes,
+                requests,
+                failed,
+                trouble: pool.changed.borrow().trouble.map(|cause| cause.id().to_owned()),
+            });
+        }
+        operators.sort_by(|a, b| a.name.cmp(&b.name));
+        let ready = lock(&self.warm).values().map(VecDeque::len).sum();
+        HostStatus { pid: std::process::id(), engine: self.engine.name(), operators, ready }
     }
 
     async fn prepare(self: &Arc<Self>, operators: Vec<Operator>) -> Prepared {
@@ -702,7 +759,7 @@ impl Manager {
             _ => None,
         };
         let (log, counters) = self.shared.book(&name);
-        let pool = Arc::new(Pool::new(operator, bundle, store, log, counters));
+        let pool = Arc::new(Pool::new(operator, bundle, store, log, counters, self.settings.dev));
         let process = self.serving(&pool, ready).await.map_err(|error| match error {
             NotServing::Launch(message) => start_error(message),
             NotServing::Load(message) => ApplyError::Load { operator: name.clone(), message },
@@ -904,7 +961,7 @@ impl Manager {
         }
         let failure: LoadFailure = serde_json::from_slice(&body).unwrap_or_default();
         let text = if failure.stack.is_empty() { failure.message } else { failure.stack };
-        Err(NotServing::Load(pool.bundle.map_positions(&text)))
+        Err(NotServing::Load(pool.bundle.in_sources(&text)))
     }
 
     async fn take_warm(self: &Arc<Self>, class: &Class) -> Result<Arc<Process>, String> {
@@ -1198,6 +1255,19 @@ async fn control(
     Ok((parts, body))
 }
 
+fn running(process: &Arc<Process>) -> RunningProcess {
+    let missing = process.report.rows().filter(|row| matches!(row.state, LayerState::Missing { .. }));
+    RunningProcess {
+        number: process.id,
+        pid: process.pid,
+        in_flight: process.assigned.get().map_or(0, |assigned| assigned.in_flight.load(Ordering::Acquire)),
+        age_seconds: Duration::from_nanos(process.age()).as_secs(),
+        resident_bytes: resident_bytes(process.pid),
+        cpu_milliseconds: sys::process_cpu_nanoseconds(process.pid).unwrap_or(0) / 1_000_000,
+        missing_layers: missing.map(|row| row.layer.to_string()).collect(),
+    }
+}
+
 fn resident_bytes(pid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
@@ -1270,6 +1340,9 @@ fn handle_line(process: &Process, assigned: &Assigned, rate: &mut Option<Rate>, 
         || (text.contains("memory allocation of") && text.contains("failed"))
     {
         process.said_out_of_memory.store(true, Ordering::Release);
+    }
+    if bundle::is_frame_of_engine(text) {
+        return;
     }
     let now = Instant::now();
     let rate = rate.get_or_insert_with(|| Rate::new(pool.operator.limits.log_lines_per_second, now));

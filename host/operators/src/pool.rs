@@ -23,6 +23,8 @@ pub(crate) struct Pool {
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) log: Arc<LogBook>,
     pub(crate) counters: Arc<Counters>,
+    /// What the handler throws is shown to clients.
+    pub(crate) dev: bool,
     pub(crate) processes: ArcSwap<Vec<Arc<Process>>>,
     /// Somebody waits for a process.
     pub(crate) demand: Notify,
@@ -50,6 +52,7 @@ impl Pool {
         store: Option<Arc<Store>>,
         log: Arc<LogBook>,
         counters: Arc<Counters>,
+        dev: bool,
     ) -> Self {
         Self {
             operator,
@@ -57,6 +60,7 @@ impl Pool {
             store,
             log,
             counters,
+            dev,
             processes: ArcSwap::default(),
             demand: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -181,6 +185,12 @@ impl Default for Counters {
 impl Counters {
     pub(crate) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many, and how many of them without an answer of the operator's own.
+    pub(crate) fn requests(&self) -> (u64, u64) {
+        let failed = self.causes.iter().map(|counter| counter.load(Ordering::Relaxed)).sum();
+        (self.requests.load(Ordering::Relaxed), failed)
     }
 
     pub(crate) fn count_cause(&self, cause: Cause) {

@@ -3,13 +3,13 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use portcullis_operators::author::{self, DevEvent};
+use portcullis_operators::author;
 use portcullis_operators::jail::Isolation;
-use portcullis_operators::{ApplyError, Doctor, Front, OperatorConfig};
+use portcullis_operators::{ApplyError, Doctor, Front, OperatorConfig, control};
 
 use support::{Host, deno, eventually, settings};
 
@@ -49,28 +49,45 @@ async fn check_finds_mistakes_and_passes_what_loads() {
 }
 
 #[tokio::test]
-async fn development_follows_the_files() {
-    let host = Host::with(|settings| settings.dev = true);
-    author::create(host.folder.path(), "hello").unwrap();
-    let events = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&events);
-    let said = move |text: &str| seen.lock().unwrap().iter().any(|event: &String| event.contains(text));
-    let (folder, settings) = (host.folder.path().to_owned(), host.settings.clone());
-    let load = move || Ok(vec![OperatorConfig::new("hello/main.ts").compile("hello", &folder, &settings)?]);
-    let operators = host.operators.clone();
-    let record = move |event: DevEvent| events.lock().unwrap().push(event.to_string());
-    let developing = tokio::spawn(async move { author::develop(&operators, Vec::new(), load, record).await });
-    eventually("it serves", async || said("serving hello")).await;
-    assert_eq!(host.text("hello", "/?name=x").await, r#"{"hello":"x"}"#);
-    eventually("the log is shown", async || said("GET /")).await;
-    host.write(
-        "hello/main.ts",
-        "import { answer } from './more.ts';\nexport default { fetch: () => new Response(answer) };",
-    );
-    eventually("the mistake is shown", async || said("there is no module `./more.ts`")).await;
-    host.write("hello/more.ts", "export const answer: string = 'changed';");
-    eventually("the change is there", async || host.text("hello", "/").await == "changed").await;
-    developing.abort();
+async fn another_process_asks_what_runs_and_what_was_printed() {
+    let host = Host::new();
+    let code = "export default { fetch(r: Request) { console.log('asked for', new URL(r.url).pathname); return new Response('ok'); } };";
+    host.serve(vec![host.operator("a", code, |_| {}), host.operator("b", code, |_| {})]).await;
+    host.text("a", "/one").await;
+    host.text("b", "/two").await;
+    eventually("both were logged", async || host.log("a").contains("/one") && host.log("b").contains("/two")).await;
+    let found = control::hosts(&host.settings.run_folder).unwrap();
+    let [socket] = found.as_slice() else { panic!("{found:?}") };
+    let socket = socket.clone();
+
+    let (lines, mut follow) = tokio::sync::mpsc::unbounded_channel();
+    let of = socket.clone();
+    let following = std::thread::spawn(move || {
+        control::read_logs(&of, Some("a"), true, |line| lines.send(line.text).map_err(std::io::Error::other))
+    });
+    assert_eq!(follow.recv().await.unwrap(), "asked for /one");
+    host.text("b", "/other").await;
+    host.text("a", "/three").await;
+    assert_eq!(follow.recv().await.unwrap(), "asked for /three");
+    drop(follow);
+    host.text("a", "/four").await;
+    assert!(following.join().unwrap().is_err());
+
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut all = Vec::new();
+        control::read_logs(&socket, None, false, |line| {
+            all.push(format!("{} {}", line.operator, line.text));
+            Ok(())
+        })
+        .unwrap();
+        (all, control::read_status(&socket).unwrap())
+    });
+    let (all, status) = asked.await.unwrap();
+    assert_eq!(all[..2], ["a asked for /one", "b asked for /two"]);
+    let [a, b] = status.operators.as_slice() else { panic!("{status:?}") };
+    assert_eq!((a.name.as_str(), a.requests, a.failed, b.requests), ("a", 3, 0, 2));
+    assert_eq!(a.processes.iter().map(|process| process.pid).collect::<Vec<_>>(), host.pids("a").await);
+    assert!(a.processes[0].resident_bytes > 10 << 20);
 }
 
 #[tokio::test]
@@ -78,11 +95,9 @@ async fn another_process_reaches_operators_over_sockets() {
     let host = Host::new();
     let code = "export default { fetch(r: Request) { if (r.url.endsWith('/throw')) throw 1; return new Response(r.url + ' ' + r.headers.get('x-portcullis-sub')); } };";
     host.serve(vec![host.operator("hello", code, |_| {})]).await;
-    let front = Front { folder: host.folder.path().join("front"), users: Vec::new() };
+    let mut front = Front::new(host.folder.path().join("front"), &[]).unwrap();
     let socket = front.socket("hello");
-    let operators = host.operators.clone();
-    let serving = tokio::spawn(async move { front.serve(&operators, &["hello".to_owned()]).await });
-    eventually("the socket is there", async || socket.exists()).await;
+    front.serve(&host.operators, &["hello".to_owned()]).unwrap();
     let send = async |path: &str| {
         let stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -91,15 +106,23 @@ async fn another_process_reaches_operators_over_sockets() {
             .header("host", "api.example.com")
             .header("x-request-id", "r-1")
             .header("x-portcullis-sub", "alice")
+            .header("x-forwarded-proto", "https")
             .body(Full::<bytes::Bytes>::default())
             .unwrap();
         let response = sender.send_request(request).await.unwrap();
         let status = response.status().as_u16();
         (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
     };
-    assert_eq!(send("/a").await, (200, "http://api.example.com/a alice".to_owned()));
+    assert_eq!(send("/a").await, (200, "https://api.example.com/a alice".to_owned()));
     let (status, body) = send("/throw").await;
     assert_eq!(status, 500);
     assert!(body.contains("\"reason\":\"operator_exception\"") && body.contains("\"request_id\":\"r-1\""), "{body}");
-    serving.abort();
+    front.serve(&host.operators, &["other".to_owned()]).unwrap();
+    assert!(!socket.exists() && front.socket("other").exists());
+    // What is no socket is not ours to remove.
+    std::fs::write(front.socket("file"), "").unwrap();
+    assert!(front.serve(&host.operators, &["file".to_owned()]).unwrap_err().to_string().contains("is no socket"));
+    let folder = front.socket("other");
+    drop(front);
+    assert!(!folder.exists());
 }

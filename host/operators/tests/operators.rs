@@ -153,9 +153,19 @@ async fn an_exception_is_the_authors_to_see_and_not_the_clients() {
 
     let dev = Host::with(|settings| settings.dev = true);
     dev.serve(vec![dev.operator("throws", code, |_| {})]).await;
-    let response = dev.get("throws", "/").await.unwrap();
-    assert_eq!(response.status(), 500);
-    assert!(String::from_utf8_lossy(response.body()).contains("private detail"));
+    let request = Request::get("http://a/").body(Full::<Bytes>::default()).unwrap();
+    let error = dev.operators.call("throws", request).await.unwrap_err();
+    let expected = "Error: private detail\n    at inner (main.ts:2:9)\n    at Object.fetch (main.ts:4:34)";
+    assert_eq!((error.cause, error.detail.as_deref()), (Cause::Exception, Some(expected)));
+    assert!(String::from_utf8_lossy(error.to_response(None).body()).contains("private detail"));
+    let asks = dev.operator("asks", "export default { fetch(_: Request, env: any) { return Response.json([env.kv, env.REGION, 'x' in env, Object.isFrozen(env)]); } };", |_| {});
+    dev.serve(vec![asks]).await;
+    assert_eq!(dev.text("asks", "/").await, "[null,null,false,true]");
+    eventually("it is told", async || {
+        dev.log("asks").contains("`env.REGION` is not there: add `REGION` to `env` or `secrets`")
+    })
+    .await;
+    assert!(dev.log("asks").contains("`env.kv` is not there: add `kv: true` in its `permissions`"));
 }
 
 const FETCH: &str = r#"

@@ -36,6 +36,7 @@ mod server;
 mod upstream;
 mod worker;
 
+pub use metrics::counters_text;
 pub use operator::{
     BodyError, OperatorAnswer, OperatorFailure, OperatorHost, OperatorRequestBody, OperatorSet, OperatorsRefused,
 };

@@ -204,6 +204,13 @@ pub(crate) fn write_counters(counters: &[(String, u64)], out: &mut String) {
     write_guest_metrics(&metrics, out);
 }
 
+/// Counters whose names hold labels as [`crate::OperatorHost::metrics`] has them, in Prometheus' text format.
+pub fn counters_text(counters: &[(String, u64)]) -> String {
+    let mut text = String::new();
+    write_counters(counters, &mut text);
+    text
+}
+
 /// Appends the metrics that guests defined.
 ///
 /// Names that fall together once they are made valid are added up for numbers.

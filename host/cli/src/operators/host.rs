@@ -14,6 +14,7 @@ use portcullis_proxy::{OperatorAnswer, OperatorFailure, OperatorHost, OperatorRe
 /// Runs the operators of a policy. Nothing is started before a policy has one.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
+    /// Stack traces go to clients.
     dev: bool,
     running: Mutex<Option<Running>>,
 }
@@ -25,6 +26,10 @@ struct Running {
 }
 
 impl Host {
+    pub(super) fn for_development() -> Self {
+        Self { dev: true, running: Mutex::default() }
+    }
+
     /// The handle on the processes, once there was an operator.
     pub(crate) fn operators(&self) -> Option<Operators> {
         self.running().as_ref().map(|running| running.operators.clone())
@@ -57,28 +62,51 @@ impl Host {
         let machine = |error: &dyn std::fmt::Display| OperatorsRefused::Machine(error.to_string());
         let engine = portcullis_operators::engine::locate().map_err(|error| machine(&error))?;
         tracing::info!("operators run on {}", engine.name());
+        if let Some(remark) = engine.remark() {
+            tracing::warn!("{remark}");
+        }
         let operators = Operators::start(settings.clone(), engine).map_err(|error| machine(&error))?;
         Ok(running.insert(Running { operators, settings }).clone())
     }
 }
 
-impl OperatorHost for Host {
-    fn prepare(&self, policy: &Policy) -> Result<Arc<dyn portcullis_proxy::OperatorSet>, OperatorsRefused> {
-        let is_running = self.running().is_some();
-        if policy.operators.is_empty() && !is_running {
-            return Ok(Arc::new(NoOperators));
-        }
+/// A policy's operators, loaded.
+pub(super) struct Loaded {
+    pub(super) operators: Operators,
+    pub(super) set: OperatorSet,
+    /// Names of those that belong to another pool.
+    pub(super) elsewhere: BTreeSet<String>,
+}
+
+impl Host {
+    /// Brings a policy's operators up beside those that run; nothing changes before the set is committed.
+    pub(super) fn load(&self, policy: &Policy) -> Result<Loaded, OperatorsRefused> {
         let Running { operators, settings } = self.start(policy)?;
-        let (here, elsewhere): (Vec<&Operator>, Vec<&Operator>) =
-            policy.operators.iter().partition(|operator| operator.belongs_to(policy.pool.as_deref()));
+        let elsewhere: Vec<&Operator> =
+            policy.operators.iter().filter(|operator| !operator.belongs_to(policy.pool.as_deref())).collect();
         for operator in &elsewhere {
             let pool = operator.pool.as_deref().unwrap_or("none");
             tracing::warn!("operator `{}` is not started here: its pool is {pool}", operator.name);
         }
-        let compiled = compile(&policy.name, &here, &settings)?;
-        let set = operators.prepare_blocking(compiled).map_err(|errors| refused(&policy.name, &errors))?;
         let elsewhere = elsewhere.iter().map(|operator| operator.name.clone()).collect();
-        Ok(Arc::new(Set { operators, set, elsewhere }))
+        let compiled = compile(policy, &settings)?;
+        let set = operators.prepare_blocking(compiled).map_err(|errors| refused(&policy.name, &errors))?;
+        Ok(Loaded { operators, set, elsewhere })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl OperatorHost for Host {
+    fn prepare(&self, policy: &Policy) -> Result<Arc<dyn portcullis_proxy::OperatorSet>, OperatorsRefused> {
+        if policy.operators.is_empty() && self.running().is_none() {
+            return Ok(Arc::new(NoOperators));
+        }
+        Ok(Arc::new(self.load(policy)?))
     }
 
     fn metrics(&self) -> Vec<(String, u64)> {
@@ -86,15 +114,14 @@ impl OperatorHost for Host {
     }
 }
 
-/// What can run of what the policy asks for: secrets, variables and files are read here.
+/// What can run here of what the policy asks for: secrets, variables and files are read here.
 pub(super) fn compile(
-    policy: &str,
-    operators: &[&Operator],
+    policy: &Policy,
     settings: &Settings,
 ) -> Result<Vec<portcullis_operators::Operator>, OperatorsRefused> {
     let mut compiled = Vec::new();
     let mut mistakes = Vec::new();
-    for operator in operators {
+    for operator in policy.operators.iter().filter(|operator| operator.belongs_to(policy.pool.as_deref())) {
         // Paths of a compiled policy are absolute.
         let result = config(operator).and_then(|config| config.compile(&operator.name, Path::new("/"), settings));
         match result {
@@ -105,7 +132,7 @@ pub(super) fn compile(
     if mistakes.is_empty() {
         return Ok(compiled);
     }
-    let said: Vec<String> = mistakes.iter().map(|mistake| format!("{policy}: {mistake}")).collect();
+    let said: Vec<String> = mistakes.iter().map(|mistake| format!("{}: {mistake}", policy.name)).collect();
     Err(OperatorsRefused::Policy(said.join("\n")))
 }
 
@@ -120,7 +147,7 @@ pub(super) fn refused(policy: &str, errors: &[ApplyError]) -> OperatorsRefused {
 }
 
 /// The library's settings for a policy.
-pub(super) fn settings(policy: &Policy, dev: bool) -> Settings {
+pub(crate) fn settings(policy: &Policy, dev: bool) -> Settings {
     let host = &policy.operator_host;
     let default = Settings::default();
     Settings {
@@ -214,20 +241,12 @@ impl portcullis_proxy::OperatorSet for NoOperators {
     fn commit(&self) {}
 
     fn call(&self, operator: &str, _: http::Request<OperatorRequestBody>) -> OperatorAnswer {
-        let error = OperatorError { cause: Cause::Unknown, operator: operator.to_owned() };
+        let error = OperatorError { cause: Cause::Unknown, operator: operator.to_owned(), detail: None };
         Box::pin(std::future::ready(Err(failure(&error, None))))
     }
 }
 
-struct Set {
-    // Keeps the processes' thread alive as long as a policy may need it.
-    operators: Operators,
-    set: OperatorSet,
-    /// Operators of other pools.
-    elsewhere: BTreeSet<String>,
-}
-
-impl portcullis_proxy::OperatorSet for Set {
+impl portcullis_proxy::OperatorSet for Loaded {
     fn commit(&self) {
         self.operators.commit_soon(&self.set);
     }

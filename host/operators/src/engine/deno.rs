@@ -30,6 +30,7 @@ const DATA_BYTES_INTERPRETER: u64 = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deno {
     binary: PathBuf,
+    version: String,
     loader: Option<PathBuf>,
     libraries: Vec<PathBuf>,
 }
@@ -38,7 +39,10 @@ pub struct Deno {
 #[derive(Debug, thiserror::Error)]
 pub enum DenoMissing {
     /// It is nowhere that we look.
-    #[error("Deno {VERSION} was not found: run `cargo xtask setup`, or name the binary in `{VARIABLE}`")]
+    #[error(
+        "operators need Deno {VERSION}, which was not found\n  hint: put `deno` on the PATH or beside this program, or name it \
+         in `{VARIABLE}`; in a checkout, run `cargo xtask setup`"
+    )]
     NotFound,
     /// It is there, but it is not usable.
     #[error("`{}` cannot be used as the engine: {problem}", path.display())]
@@ -51,7 +55,8 @@ pub enum DenoMissing {
 }
 
 impl Deno {
-    /// Finds the binary: [`VARIABLE`], else `.portcullis/tools/deno-<version>/` here or in a folder above.
+    /// Finds the binary: [`VARIABLE`], else `.portcullis/tools/deno-<version>/` here or in a folder above, beside this
+    /// program, or on the `PATH`.
     ///
     /// # Errors
     /// [`DenoMissing`], with the remedy.
@@ -59,16 +64,15 @@ impl Deno {
         if let Some(path) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
             return Self::at(Path::new(&path));
         }
-        let here = std::env::current_dir().map_err(|_| DenoMissing::NotFound)?;
-        for folder in here.ancestors() {
-            let tool = folder.join(".portcullis/tools").join(format!("deno-{VERSION}"));
-            for candidate in [tool.join("deno"), tool.join("bin/deno")] {
-                if candidate.is_file() {
-                    return Self::at(&candidate);
-                }
-            }
+        let here = std::env::current_dir().unwrap_or_default();
+        let tools = here.ancestors().map(|folder| folder.join(".portcullis/tools").join(format!("deno-{VERSION}")));
+        let beside = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let candidates = tools.chain(beside).chain(std::env::split_paths(&path)).map(|folder| folder.join("deno"));
+        match candidates.into_iter().find(|candidate| candidate.is_file()) {
+            Some(binary) => Self::at(&binary),
+            None => Err(DenoMissing::NotFound),
         }
-        Err(DenoMissing::NotFound)
     }
 
     /// Uses the given binary.
@@ -83,7 +87,8 @@ impl Deno {
             Some(loader) => libraries(loader, &binary).map_err(|error| unusable(error.to_string()))?,
             None => Vec::new(),
         };
-        Ok(Self { binary, loader, libraries })
+        let version = version(&binary).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { binary, version, loader, libraries })
     }
 
     /// The binary.
@@ -95,7 +100,20 @@ impl Deno {
 
 impl Engine for Deno {
     fn name(&self) -> String {
-        format!("deno {VERSION}")
+        format!("deno {}", self.version)
+    }
+
+    fn program(&self) -> &Path {
+        &self.binary
+    }
+
+    fn remark(&self) -> Option<String> {
+        (self.version != VERSION).then(|| {
+            format!(
+                "limits and flags were measured with Deno {VERSION}, and this is {}: install that release",
+                self.version
+            )
+        })
     }
 
     fn start(&self, class: &Class) -> Start {
@@ -191,6 +209,17 @@ fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
     Some(field.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte)))
 }
 
+/// Asks the program itself, which says `deno 2.9.8 (stable, ...)`.
+fn version(binary: &Path) -> io::Result<String> {
+    let output = Command::new(binary).arg("--version").env_clear().env("NO_COLOR", "1").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut words = text.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some("deno"), Some(version)) if output.status.success() => Ok(crate::logs::printable(version)),
+        _ => Err(io::Error::other("it does not say that it is Deno")),
+    }
+}
+
 /// Asks the loader which libraries it would map.
 fn libraries(loader: &Path, binary: &Path) -> io::Result<Vec<PathBuf>> {
     let output = Command::new(loader).arg("--list").arg(binary).env_clear().output()?;
@@ -229,7 +258,7 @@ mod tests {
 
     #[test]
     fn grants_only_the_two_sockets_and_the_hosts_own_name() {
-        let deno = Deno { binary: "/d".into(), loader: None, libraries: Vec::new() };
+        let deno = Deno { binary: "/d".into(), version: String::new(), loader: None, libraries: Vec::new() };
         let class = Class {
             heap_bytes: 64 << 20,
             memory_bytes: 128 << 20,

@@ -18,6 +18,7 @@ pub mod deno;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -68,8 +69,16 @@ pub struct Start {
 
 /// A program that runs operators.
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// A short name for logs and reports.
+    /// A short name with the version, for logs and reports.
     fn name(&self) -> String;
+
+    /// The file that is executed.
+    fn program(&self) -> &Path;
+
+    /// What whoever runs the host should know about this very engine.
+    fn remark(&self) -> Option<String> {
+        None
+    }
 
     /// How to start it for a class of operators.
     fn start(&self, class: &Class) -> Start;
