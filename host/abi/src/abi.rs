@@ -154,7 +154,7 @@ impl BufferType {
     }
 }
 
-/// Which way bytes travel through an HTTP stream.
+/// Which way bytes travel through a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the client to the upstream.

@@ -227,6 +227,16 @@ pub enum ModuleError {
     ImportType(wasmtime::Error),
 }
 
+/// Kinds of streams that a module has callbacks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Callbacks {
+    /// HTTP requests and responses.
+    pub http: bool,
+    /// TCP connections.
+    pub tcp: bool,
+}
+
 /// A compiled module that was checked against the ABI. Cheap to clone; shared by all workers.
 #[derive(Clone)]
 pub struct Module {
@@ -278,6 +288,30 @@ impl Module {
             .imports()
             .map(|import| format!("{}.{}", import.module(), import.name()))
             .collect()
+    }
+
+    /// Which kinds of streams it has callbacks for. Many SDKs export every callback there is, whatever the plugin is for;
+    /// one that exports none of a kind is of no use there.
+    pub fn callbacks(&self) -> Callbacks {
+        let module = self.inner.instance_pre.module();
+        let any = |names: &[&str]| names.iter().any(|name| module.get_export(name).is_some());
+        Callbacks {
+            http: any(&[
+                "proxy_on_request_headers",
+                "proxy_on_request_body",
+                "proxy_on_request_trailers",
+                "proxy_on_response_headers",
+                "proxy_on_response_body",
+                "proxy_on_response_trailers",
+            ]),
+            tcp: any(&[
+                "proxy_on_new_connection",
+                "proxy_on_downstream_data",
+                "proxy_on_upstream_data",
+                "proxy_on_downstream_connection_close",
+                "proxy_on_upstream_connection_close",
+            ]),
+        }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -385,6 +419,11 @@ pub(crate) const CALLBACKS: &[(&str, usize, usize)] = &[
     ("proxy_on_response_headers", 3, 1),
     ("proxy_on_response_body", 3, 1),
     ("proxy_on_response_trailers", 2, 1),
+    ("proxy_on_new_connection", 1, 1),
+    ("proxy_on_downstream_data", 3, 1),
+    ("proxy_on_upstream_data", 3, 1),
+    ("proxy_on_downstream_connection_close", 2, 0),
+    ("proxy_on_upstream_connection_close", 2, 0),
     ("proxy_on_http_call_response", 5, 0),
     ("proxy_on_grpc_receive_initial_metadata", 3, 0),
     ("proxy_on_grpc_receive", 3, 0),

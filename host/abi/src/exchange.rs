@@ -1,4 +1,4 @@
-//! One request and its response as the guests of a chain see them.
+//! One request and its response, or one TCP connection, as the guests of a chain see them.
 //!
 //! All filters of a stream look at the same exchange; what each of them may see and change at the moment is kept per
 //! stage. Shared between the stream and its guests on one thread, and never borrowed across a call into a guest.
@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::abi::{Direction, MapType};
+use crate::abi::{BufferType, Direction, MapType};
 use crate::fields::FieldMap;
+use crate::relay::TcpData;
 
 /// Version of HTTP that a client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,23 +54,23 @@ pub struct StreamInfo {
     pub source_address: Option<SocketAddr>,
     /// Where it connected to.
     pub destination_address: Option<SocketAddr>,
-    /// The request's id, also in its field `x-request-id`.
+    /// The request's id, also in its field `x-request-id`. Of a TCP connection: empty.
     pub request_id: String,
     /// Version of HTTP.
     pub protocol: Protocol,
-    /// When the request began, in nanoseconds since 1970.
+    /// When the request or the TCP connection began, in nanoseconds since 1970.
     pub start_unix_nanos: u64,
     /// Number of the client's connection.
     pub connection_id: u64,
     /// Present on a TLS connection.
     pub tls: Option<TlsInfo>,
-    /// Name of the route that was chosen.
+    /// Name of the route that was chosen. Of a TCP connection: empty.
     pub route_name: String,
-    /// Name of the upstream that the route leads to.
+    /// Name of the upstream that the route, or the TCP listener, leads to.
     pub cluster_name: String,
     /// Name of the listener.
     pub listener_name: String,
-    /// Bytes of body that may wait in the chain, per direction. Default 1 MiB, Envoy's.
+    /// Bytes of body, or of a TCP connection, that may wait in the chain, per direction. Default 1 MiB, Envoy's.
     pub buffer_bytes_max: usize,
 }
 
@@ -208,7 +209,7 @@ impl StageView {
     }
 }
 
-/// One request and its response.
+/// One request and its response, or one TCP connection.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     pub(crate) info: StreamInfo,
@@ -224,9 +225,40 @@ pub(crate) struct Exchange {
     pub(crate) filter_state: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) route_cleared: bool,
     pub(crate) stages: Vec<StageView>,
+    /// The bytes of a TCP connection. Where they are, there are no messages, and so no `stages`.
+    pub(crate) tcp: Option<TcpData>,
 }
 
 impl Exchange {
+    /// The bytes of a stream's buffer as this stage may read them now.
+    pub(crate) fn buffer(&self, stage: usize, buffer: BufferType) -> Option<&[u8]> {
+        match buffer {
+            BufferType::RequestBody => self.stages.get(stage)?.body(Direction::Request),
+            BufferType::ResponseBody => self.stages.get(stage)?.body(Direction::Response),
+            BufferType::DownstreamData => self.tcp.as_ref()?.seen(stage, Direction::Request).map(|bytes| &**bytes),
+            BufferType::UpstreamData => self.tcp.as_ref()?.seen(stage, Direction::Response).map(|bytes| &**bytes),
+            _ => None,
+        }
+    }
+
+    /// The bytes of a stream's buffer as this stage may change them now.
+    pub(crate) fn buffer_mut(&mut self, stage: usize, buffer: BufferType) -> Option<&mut BytesMut> {
+        let direction = match buffer {
+            BufferType::RequestBody => Direction::Request,
+            BufferType::ResponseBody => Direction::Response,
+            BufferType::DownstreamData => return self.tcp.as_mut()?.seen_mut(stage, Direction::Request),
+            BufferType::UpstreamData => return self.tcp.as_mut()?.seen_mut(stage, Direction::Response),
+            _ => return None,
+        };
+        let view = self.stages.get_mut(stage).filter(|view| !view.logging)?;
+        let body = match direction {
+            Direction::Request => view.request_body.as_mut(),
+            Direction::Response => view.response_body.as_mut(),
+        }?;
+        view.edited = true;
+        Some(body)
+    }
+
     /// The map as this stage may read it now.
     pub(crate) fn map(&self, stage: usize, map: MapType) -> Option<&FieldMap> {
         let view = self.stages.get(stage)?;

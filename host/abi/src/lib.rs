@@ -27,6 +27,7 @@ mod pairs;
 mod plugin;
 mod property;
 mod protobuf;
+mod relay;
 mod shared;
 mod signature;
 mod stream;
@@ -36,7 +37,9 @@ mod worker;
 pub use abi::{Direction, LogLevel};
 pub use code::{CodeKey, SealedError};
 pub use embedder::{Embedder, Lint, LogRecord};
-pub use engine::{AbiVersion, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, ModuleLimits, Ticker};
+pub use engine::{
+    AbiVersion, Callbacks, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, ModuleLimits, Ticker,
+};
 pub use exchange::{Ending, LocalResponse, Protocol, StreamInfo, TlsInfo, UpstreamInfo};
 pub use fields::FieldMap;
 pub use grpc::{GrpcFrameError, GrpcMessages, frame as grpc_frame};
@@ -44,6 +47,6 @@ pub use plugin::{Capabilities, FailurePolicy, Limits, Plugin};
 pub use shared::{Metric, MetricKind, MetricValue, Shared, SharedLimits, Waker};
 pub use vm::{GuestFault, Trapped, VmStartError};
 pub use worker::{
-    Action, Call, CallAnswer, CallId, GrpcEvent, GrpcOpen, Part, PluginHealth, PluginState, StartError, StreamId,
-    Worker,
+    Action, Call, CallAnswer, CallId, ClosedBy, GrpcEvent, GrpcOpen, Part, PluginHealth, PluginState, StartError,
+    StreamId, Worker,
 };

@@ -34,6 +34,9 @@ pub(crate) fn get(plugin: &Plugin, stream: Option<(&Exchange, usize)>, path: &[u
         (b"plugin_vm_id", None, None) => text(out, &plugin.vm_id),
         _ => {
             let (exchange, stage) = stream?;
+            if exchange.tcp.is_some() && matches!(first, b"request" | b"response") {
+                return of_connection(exchange, first, second?, third, out);
+            }
             match (first, second, third) {
                 (b"request", Some(name), key) => request(exchange, stage, name, key, out),
                 (b"response", Some(name), key) => response(exchange, stage, name, key, out),
@@ -108,6 +111,21 @@ fn response(exchange: &Exchange, stage: usize, name: &[u8], key: Option<&[u8]>, 
     }
 }
 
+/// What a TCP connection has of a request and a response: when it began, and what passed.
+fn of_connection(exchange: &Exchange, of: &[u8], name: &[u8], key: Option<&[u8]>, out: &mut Vec<u8>) -> Option<()> {
+    match (of, name, key) {
+        (b"request", b"time", None) => number(out, exchange.info.start_unix_nanos),
+        (b"request", b"size" | b"total_size", None) => number(out, exchange.request_bytes),
+        (b"response", b"size" | b"total_size", None) => number(out, exchange.response_bytes),
+        (b"response", b"flags", None) => {
+            number(out, exchange.ending.as_ref().map_or(0, |ending| ending.response_flags))
+        }
+        // A map without pairs.
+        (_, b"headers", None) => bytes(out, &0_u32.to_le_bytes()),
+        _ => None,
+    }
+}
+
 fn connection(exchange: &Exchange, name: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let tls = exchange.info.tls.as_ref();
     match name {
@@ -121,8 +139,11 @@ fn connection(exchange: &Exchange, name: &[u8], out: &mut Vec<u8>) -> Option<()>
 
 fn xds(exchange: &Exchange, name: &[u8], out: &mut Vec<u8>) -> Option<()> {
     match name {
-        b"route_name" => text(out, &exchange.info.route_name),
-        b"cluster_name" => text(out, &exchange.info.cluster_name),
+        b"route_name" if exchange.tcp.is_none() => text(out, &exchange.info.route_name),
+        // Of a TCP connection it is known once there is a connection to it.
+        b"cluster_name" if exchange.tcp.is_none() || exchange.upstream.is_some() => {
+            text(out, &exchange.info.cluster_name)
+        }
         // envoy.config.core.v3.TrafficDirection: INBOUND
         b"listener_direction" => number(out, 1),
         _ => None,

@@ -45,22 +45,39 @@ pub(crate) struct LaneStage {
     pub(crate) held: BytesMut,
 }
 
-/// A filter in a stream.
+/// A filter's place in a stream, be it HTTP or TCP.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Seat {
     /// Index of the plugin.
     pub(crate) plugin: usize,
     /// The guest's context, with the number of the VM it was made in.
     pub(crate) context: Option<(u64, u32)>,
-    /// The plugin is not there, and requests pass without it.
+    /// The plugin is not there, and the stream passes without it.
     pub(crate) skipped: bool,
+}
+
+impl Seat {
+    pub(crate) fn new(plugin: usize) -> Seat {
+        Seat { plugin, context: None, skipped: false }
+    }
+
+    /// Whether the guest's context was made in this VM.
+    pub(crate) fn is_in(&self, vm: u64) -> bool {
+        self.context.is_some_and(|(of, _)| of == vm)
+    }
+}
+
+/// A filter in an HTTP stream.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) seat: Seat,
     request: LaneStage,
     response: LaneStage,
 }
 
 impl Stage {
     pub(crate) fn new(plugin: usize) -> Stage {
-        Stage { plugin, context: None, skipped: false, request: LaneStage::default(), response: LaneStage::default() }
+        Stage { seat: Seat::new(plugin), request: LaneStage::default(), response: LaneStage::default() }
     }
 
     pub(crate) fn lane(&self, direction: Direction) -> &LaneStage {

@@ -497,6 +497,11 @@ struct Exports {
     response_headers: Option<HeadersFunc>,
     response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     response_trailers: Option<TypedFunc<(u32, u32), u32>>,
+    new_connection: Option<TypedFunc<u32, u32>>,
+    downstream_data: Option<TypedFunc<(u32, u32, u32), u32>>,
+    upstream_data: Option<TypedFunc<(u32, u32, u32), u32>>,
+    downstream_close: Option<TypedFunc<(u32, u32), ()>>,
+    upstream_close: Option<TypedFunc<(u32, u32), ()>>,
     http_call_response: Option<TypedFunc<CallResponseParams, ()>>,
     grpc_initial: Option<TypedFunc<(u32, u32, u32), ()>>,
     grpc_receive: Option<TypedFunc<(u32, u32, u32), ()>>,
@@ -543,6 +548,11 @@ impl Exports {
             response_headers: headers!("proxy_on_response_headers"),
             response_body: export!("proxy_on_response_body"),
             response_trailers: export!("proxy_on_response_trailers"),
+            new_connection: export!("proxy_on_new_connection"),
+            downstream_data: export!("proxy_on_downstream_data"),
+            upstream_data: export!("proxy_on_upstream_data"),
+            downstream_close: export!("proxy_on_downstream_connection_close"),
+            upstream_close: export!("proxy_on_upstream_connection_close"),
             http_call_response: export!("proxy_on_http_call_response"),
             grpc_initial: export!("proxy_on_grpc_receive_initial_metadata"),
             grpc_receive: export!("proxy_on_grpc_receive"),
@@ -817,6 +827,45 @@ impl Vm {
             Some(func) => self.callback(name, context, &func, (context, count))?,
         };
         Ok(HeadersAction::from_guest(action))
+    }
+
+    /// Tells of a TCP connection; says whether the guest holds it.
+    pub(crate) fn on_new_connection(&mut self, context: u32) -> Result<bool, Trapped> {
+        match self.exports.new_connection.clone() {
+            None => Ok(false),
+            // Whatever is not "continue" is a pause: there is but one kind here.
+            Some(func) => Ok(self.callback("proxy_on_new_connection", context, &func, context)? != 0),
+        }
+    }
+
+    /// Shows the bytes of a TCP connection; says whether the guest holds them.
+    pub(crate) fn on_data(
+        &mut self,
+        direction: Direction,
+        context: u32,
+        len: u32,
+        end_of_stream: bool,
+    ) -> Result<bool, Trapped> {
+        let (name, func) = match direction {
+            Direction::Request => ("proxy_on_downstream_data", self.exports.downstream_data.clone()),
+            Direction::Response => ("proxy_on_upstream_data", self.exports.upstream_data.clone()),
+        };
+        match func {
+            None => Ok(false),
+            Some(func) => Ok(self.callback(name, context, &func, (context, len, u32::from(end_of_stream)))? != 0),
+        }
+    }
+
+    /// Tells that the client's or, respectively, the upstream's side of a TCP connection is closed.
+    pub(crate) fn on_connection_close(&mut self, direction: Direction, context: u32, by: u32) -> Result<(), Trapped> {
+        let (name, func) = match direction {
+            Direction::Request => ("proxy_on_downstream_connection_close", self.exports.downstream_close.clone()),
+            Direction::Response => ("proxy_on_upstream_connection_close", self.exports.upstream_close.clone()),
+        };
+        match func {
+            None => Ok(()),
+            Some(func) => self.callback(name, context, &func, (context, by)),
+        }
     }
 
     /// Delivers a callout's answer; `None` is a failure without an answer.

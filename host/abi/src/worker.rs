@@ -8,6 +8,9 @@ mod callouts;
 mod flow;
 mod guests;
 mod local;
+mod tcp;
+
+pub use tcp::ClosedBy;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -24,6 +27,7 @@ use crate::exchange::{Ending, Exchange, LocalResponse, StageView, StreamInfo, Up
 use crate::fields::FieldMap;
 use crate::grpc::{Answer, status};
 use crate::plugin::Plugin;
+use crate::relay::Relay;
 use crate::shared::{Mailbox, Shared, Waker};
 use crate::stream::{Sent, Stage, Stream};
 use crate::vm::{Surroundings, Trapped, Vm, VmStartError};
@@ -60,6 +64,21 @@ pub enum Action {
     Reset(StreamId),
     /// There is room again; see [`Worker::may_read`].
     Readable(StreamId, Direction),
+    /// Connect this TCP connection to its upstream, and tell [`Worker::connected`].
+    Connect(StreamId),
+    /// Send this to the upstream or, respectively, to the client of a TCP connection.
+    Data {
+        /// The connection.
+        id: StreamId,
+        /// Which way.
+        direction: Direction,
+        /// May be empty at the end.
+        bytes: Bytes,
+        /// Nothing follows this way; the other way may go on.
+        end_of_stream: bool,
+    },
+    /// Close a TCP connection: to the client once what was sent to it is written, to the upstream at once.
+    Close(StreamId, Rc<str>),
     /// Ask an upstream on a guest's behalf, and tell [`Worker::call_answered`].
     Call(CallId, Call),
     /// Begin a gRPC exchange with an upstream on a guest's behalf, and tell [`Worker::grpc_event`] what comes of it.
@@ -317,6 +336,7 @@ pub struct Worker {
     plugins: Vec<PluginSlot>,
     vms: Vec<VmSlot>,
     streams: HashMap<StreamId, Box<Stream>>,
+    relays: HashMap<StreamId, Box<Relay>>,
     calls: HashMap<CallId, PendingCall>,
     actions: VecDeque<Action>,
     errands: VecDeque<Errand>,
@@ -342,6 +362,7 @@ impl Worker {
             plugins: Vec::new(),
             vms: Vec::new(),
             streams: HashMap::new(),
+            relays: HashMap::new(),
             calls: HashMap::new(),
             actions: VecDeque::new(),
             errands: VecDeque::new(),
@@ -522,7 +543,9 @@ impl Worker {
         }
         for stage in 0..stream.stages.len() {
             // Also a plugin that the request never reached gets to log it.
-            if let Guest::Ready { slot, context } = self.guest(id, &mut stream, stage) {
+            if let Guest::Ready { slot, context } =
+                self.guest(id, &mut stream.stages[stage].seat, stage, &stream.exchange)
+            {
                 self.run(slot, None, |vm| vm.on_log(context));
             }
         }
@@ -530,7 +553,7 @@ impl Worker {
             *view = StageView::default();
         }
         for stage in 0..stream.stages.len() {
-            if let Guest::Ready { slot, context } = self.existing_guest(&stream, stage) {
+            if let Guest::Ready { slot, context } = self.existing_guest(&stream.stages[stage].seat) {
                 // A stream's context is deleted whatever the guest answers, as in Envoy.
                 self.run(slot, None, |vm| vm.on_done(context));
                 self.run(slot, None, |vm| vm.delete(context));
@@ -543,6 +566,9 @@ impl Worker {
     /// Whether the embedder should read more of this direction: not while a filter holds as much as may wait.
     /// [`Action::Readable`] says when it should again.
     pub fn may_read(&self, id: StreamId, direction: Direction) -> bool {
+        if let Some(relay) = self.relays.get(&id) {
+            return !relay.is_blocked(direction);
+        }
         self.streams.get(&id).is_none_or(|stream| !stream.is_full(direction))
     }
 

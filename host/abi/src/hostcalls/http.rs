@@ -6,10 +6,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Answer, Call};
 use crate::abi::{BufferType, Direction, MapType, Status};
-use crate::exchange::LocalResponse;
+use crate::exchange::{Exchange, LocalResponse, StageView};
 use crate::fields::{FieldMap, is_token, is_value};
 use crate::pairs;
 use crate::plugin::Limits;
+use crate::relay::TcpAsked;
 use crate::vm::{CallKind, CallOwner, CallRequest, Doing, GrpcView, OpenCall, VmState};
 
 /// Bytes of a response's details; the rest is cut off. They go to logs, once per request.
@@ -37,48 +38,43 @@ pub(super) fn get_buffer(call: &mut Call<'_>, buffer: u32, start: u32, most: u32
 fn with_buffer<R>(state: &VmState, buffer: BufferType, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
     let root = || state.effective_root().and_then(|root| state.roots.get(&root));
     match buffer {
-        BufferType::RequestBody | BufferType::ResponseBody => {
-            let context = state.effective_stream()?;
+        BufferType::RequestBody | BufferType::ResponseBody | BufferType::DownstreamData | BufferType::UpstreamData => {
+            // To Envoy a stream's bytes that are not there now are none, which is no error.
+            let Some(context) = state.effective_stream() else { return Some(read(&[])) };
             let exchange = context.exchange.borrow();
-            let view = exchange.stages.get(context.stage)?;
-            let direction = if buffer == BufferType::RequestBody { Direction::Request } else { Direction::Response };
-            Some(read(view.body(direction)?))
+            Some(read(exchange.buffer(context.stage, buffer).unwrap_or_default()))
         }
         BufferType::CallResponseBody => Some(read(&root()?.call_view.as_ref()?.body)),
-        BufferType::GrpcReceive => match root()?.grpc_view.as_ref()? {
-            GrpcView::Message(message) => Some(read(message)),
-            _ => None,
+        BufferType::GrpcReceive => match root().and_then(|root| root.grpc_view.as_ref()) {
+            Some(GrpcView::Message(message)) => Some(read(message)),
+            _ => Some(read(&[])),
         },
         BufferType::VmConfiguration => Some(read(&state.plugin.vm_configuration)),
         BufferType::PluginConfiguration if state.callback.doing == Doing::Configuring => {
             Some(read(&root()?.plugin.configuration))
         }
-        _ => None,
+        BufferType::PluginConfiguration => None,
+        BufferType::CallData => Some(read(&[])),
     }
 }
 
 pub(super) fn set_buffer(call: &mut Call<'_>, buffer: u32, start: u32, size: u32, value: u32, len: u32) -> Answer {
-    let direction = match BufferType::from_u32(buffer) {
-        Some(BufferType::RequestBody) => Direction::Request,
-        Some(BufferType::ResponseBody) => Direction::Response,
-        Some(_) => return Ok(call.because("the buffer can only be read", Status::BadArgument)),
-        None => return Ok(call.because("there is no such buffer", Status::BadArgument)),
+    let Some(buffer) = BufferType::from_u32(buffer) else {
+        return Ok(call.because("there is no such buffer", Status::BadArgument));
     };
     let name = call.name;
     let (memory, state) = call.parts();
     let value = super::range(memory, name, value, len)?;
     let most = state.plugin.limits.buffer_bytes_max;
-    let Some(context) = state.effective_stream() else {
-        return Ok(call.because("a root context has no stream", Status::NotFound));
-    };
-    let mut exchange = context.exchange.borrow_mut();
-    let view = exchange.stages.get_mut(context.stage).filter(|view| !view.logging);
-    let Some(view) = view.filter(|view| view.body(direction).is_some()) else {
+    let mut exchange = state.effective_stream().map(|context| (context.exchange.borrow_mut(), context.stage));
+    let body = exchange.as_mut().and_then(|(exchange, stage)| exchange.buffer_mut(*stage, buffer));
+    let Some(body) = body else {
         drop(exchange);
-        return Ok(call.because("there is no body now", Status::NotFound));
+        if with_buffer(call.state(), buffer, |_| ()).is_none() {
+            return Ok(call.because("the buffer is not there now", Status::NotFound));
+        }
+        return Ok(call.because("the buffer can't be changed, or not now", Status::BadArgument));
     };
-    view.edited = true;
-    let body = view.body_mut(direction).get_or_insert_default();
     let (start, size) = (start as usize, size as usize);
     let kept = if start == 0 { body.len().saturating_sub(size) } else { body.len() };
     if kept + value.len() > most {
@@ -316,19 +312,37 @@ fn check_line(map: MapType, name: &[u8], value: &[u8]) -> Result<(), String> {
 
 // ---- streams
 
-/// Notes what a guest asks of its stream; it is done once the guest has returned.
-fn ask(call: &mut Call<'_>, ask: impl FnOnce(&mut crate::exchange::StageView)) -> bool {
+/// Notes what a guest asks of its HTTP stream; it is done once the guest has returned. Of anything else it asks nothing.
+fn ask(call: &mut Call<'_>, ask: impl FnOnce(&mut StageView)) -> bool {
+    ask_exchange(call, |exchange, stage| {
+        let view = exchange.stages.get_mut(stage)?;
+        ask(view);
+        Some(!std::mem::replace(&mut view.asked.noted, true))
+    })
+}
+
+/// The same of a TCP connection.
+fn ask_connection(call: &mut Call<'_>, ask: impl FnOnce(&mut TcpAsked)) -> bool {
+    ask_exchange(call, |exchange, stage| {
+        let asked = &mut exchange.tcp.as_mut()?.stages.get_mut(stage)?.asked;
+        ask(asked);
+        Some(!std::mem::replace(&mut asked.noted, true))
+    })
+}
+
+/// `ask` says whether it is the first wish since the worker last looked, or that there is nobody to ask.
+fn ask_exchange(call: &mut Call<'_>, ask: impl FnOnce(&mut Exchange, usize) -> Option<bool>) -> bool {
     let state = call.state_mut();
     let Some(context) = state.streams.get(&state.effective) else {
         return false;
     };
     let touched = (context.stream, context.stage);
-    if let Some(view) = context.exchange.borrow_mut().stages.get_mut(context.stage) {
-        ask(view);
-        // Once, however often a guest asks: the list must not grow with a loop.
-        if !std::mem::replace(&mut view.asked.noted, true) {
-            state.touched.push(touched);
-        }
+    let Some(fresh) = ask(&mut context.exchange.borrow_mut(), context.stage) else {
+        return false;
+    };
+    // Once, however often a guest asks: the list must not grow with a loop.
+    if fresh {
+        state.touched.push(touched);
     }
     true
 }
@@ -337,7 +351,10 @@ pub(super) fn continue_stream(call: &mut Call<'_>, stream: u32) -> Answer {
     match stream {
         0 => continue_request(call),
         1 => continue_response(call),
-        2 => Ok(Status::Ok),
+        2 => {
+            ask_connection(call, |asked| asked.resume = true);
+            Ok(Status::Ok)
+        }
         3 => Ok(call.because("Envoy does not resume the upstream side of a connection", Status::Unimplemented)),
         _ => Ok(call.because("there is no such stream", Status::BadArgument)),
     }
@@ -361,8 +378,14 @@ pub(super) fn continue_response(call: &mut Call<'_>) -> Answer {
 
 pub(super) fn close_stream(call: &mut Call<'_>, stream: u32) -> Answer {
     match stream {
-        0..=3 => {
+        0 | 1 => {
             ask(call, |view| view.asked.reset = true);
+            Ok(Status::Ok)
+        }
+        // Either closes the client's connection, in Envoy's words for who did.
+        2 | 3 => {
+            let details = if stream == 2 { "wasm_downstream_close" } else { "wasm_upstream_close" };
+            ask_connection(call, |asked| asked.close = asked.close.or(Some(details)));
             Ok(Status::Ok)
         }
         _ => Ok(call.because("there is no such stream", Status::BadArgument)),
@@ -406,7 +429,9 @@ pub(super) fn send_local_response(
         view.asked.local_response.get_or_insert(response);
     });
     if !has_stream {
-        call.lint("has no effect: a root context has no stream to answer");
+        call.lint(
+            "has no effect: only an HTTP stream can be answered; close a TCP connection with `proxy_close_stream`",
+        );
     }
     Ok(Status::Ok)
 }
@@ -480,7 +505,10 @@ pub(super) fn new_call(call: &mut Call<'_>, kind: CallKind) -> Option<CallOwner>
     let root = state.effective_root()?;
     let token = state.new_token(kind);
     state.calls.insert(token, OpenCall::default());
-    let ending = matches!(state.callback.name, "proxy_on_log" | "proxy_on_done" | "proxy_on_delete");
+    let ending = matches!(
+        state.callback.name,
+        "proxy_on_downstream_connection_close" | "proxy_on_log" | "proxy_on_done" | "proxy_on_delete"
+    );
     let stream = state.streams.get(&state.effective).filter(|_| !ending).map(|context| context.stream);
     Some(CallOwner { token, root, stream })
 }

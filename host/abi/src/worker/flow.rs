@@ -33,12 +33,14 @@ impl Worker {
     pub(super) fn settle(&mut self) {
         while let Some(errand) = self.errands.pop_front() {
             match errand {
-                Errand::Asked(id, stage) => self.work_on(id, |worker, stream| {
-                    worker.grant(id, stream, stage);
-                }),
-                Errand::Broken(id, stage) => self.work_on(id, |worker, stream| {
-                    worker.fail(id, stream, stage);
-                }),
+                Errand::Asked(id, stage) if self.relays.contains_key(&id) => {
+                    self.work_on_relay(id, |worker, relay| worker.grant_to_relay(id, relay, stage));
+                }
+                Errand::Asked(id, stage) => self.work_on(id, |worker, stream| worker.grant(id, stream, stage)),
+                Errand::Broken(id, stage) if self.relays.contains_key(&id) => {
+                    self.work_on_relay(id, |worker, relay| worker.fail_relay(id, relay, stage));
+                }
+                Errand::Broken(id, stage) => self.work_on(id, |worker, stream| worker.fail(id, stream, stage)),
                 Errand::Tell(call) => self.tell(call),
             }
         }
@@ -80,7 +82,7 @@ impl Worker {
         let Outcome::Proceed { resumed } = self.outcome(id, stream, direction, stage, action.is_some()) else {
             return;
         };
-        let allow_stop = self.plugins[stream.stages[stage].plugin].plugin.allow_on_headers_stop_iteration;
+        let allow_stop = self.plugins[stream.stages[stage].seat.plugin].plugin.allow_on_headers_stop_iteration;
         let (hold, watermark) = match action.unwrap_or(HeadersAction::Continue) {
             HeadersAction::Continue => (Hold::Nothing, false),
             HeadersAction::ContinueAndEndStream => {

@@ -1,6 +1,7 @@
 //! Calling guests: finding or making the context, carrying out what a guest asked for, and what happens when its VM
 //! fails.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,50 +9,57 @@ use std::time::Duration;
 use super::{Errand, Failure, Guest, Outcome, StreamId, Worker};
 use crate::abi::{Direction, LogLevel};
 use crate::embedder::LogRecord;
+use crate::exchange::Exchange;
 use crate::plugin::{FailurePolicy, Plugin};
-use crate::stream::{Stage, Stream};
+use crate::stream::{Seat, Stage, Stream};
 use crate::vm::{StreamContext, Trapped, Vm};
 
 impl Worker {
     /// The guest behind a stage for a message that passes it; a local response passes a stage whose guest is gone.
     pub(super) fn guest_in(&mut self, id: StreamId, stream: &mut Stream, direction: Direction, stage: usize) -> Guest {
         match direction {
-            Direction::Request => self.guest(id, stream, stage),
+            Direction::Request => self.guest(id, &mut stream.stages[stage].seat, stage, &stream.exchange),
             // A response concerns only filters that have seen the request.
-            Direction::Response => match self.existing_guest(stream, stage) {
+            Direction::Response => match self.existing_guest(&stream.stages[stage].seat) {
                 Guest::Failed if stream.local.is_some() => Guest::Absent,
                 guest => guest,
             },
         }
     }
 
-    pub(super) fn existing_guest(&self, stream: &Stream, stage: usize) -> Guest {
-        let stage = &stream.stages[stage];
-        let plugin = &self.plugins[stage.plugin];
-        let vm = &self.vms[plugin.vm];
-        match stage.context {
+    /// The guest in a seat, if it was ever called. A stream that a guest began to see does not go on without it, whatever
+    /// the failure policy: as in Envoy, leaving a filter out is for streams that begin later.
+    pub(super) fn existing_guest(&self, seat: &Seat) -> Guest {
+        let slot = self.plugins[seat.plugin].vm;
+        let vm = &self.vms[slot];
+        match seat.context {
             None => Guest::Absent,
-            Some((vm_id, context)) if vm.vm.is_some() && vm.id == vm_id => Guest::Ready { slot: plugin.vm, context },
-            Some(_) if plugin.plugin.failure_policy == FailurePolicy::Open => Guest::Absent,
+            Some((vm_id, context)) if vm.vm.is_some() && vm.id == vm_id => Guest::Ready { slot, context },
             Some(_) => Guest::Failed,
         }
     }
 
-    /// The guest behind a stage; its context is made if the stream has none yet.
-    pub(super) fn guest(&mut self, id: StreamId, stream: &mut Stream, stage: usize) -> Guest {
-        if stream.stages[stage].skipped {
+    /// The guest in a seat; its context is made if the stream has none yet.
+    pub(super) fn guest(
+        &mut self,
+        id: StreamId,
+        seat: &mut Seat,
+        stage: usize,
+        exchange: &Rc<RefCell<Exchange>>,
+    ) -> Guest {
+        if seat.skipped {
             return Guest::Absent;
         }
-        if stream.stages[stage].context.is_some() {
-            return self.existing_guest(stream, stage);
+        if seat.context.is_some() {
+            return self.existing_guest(seat);
         }
-        let plugin = stream.stages[stage].plugin;
+        let plugin = seat.plugin;
         let slot = self.plugins[plugin].vm;
         if self.vms[slot].vm.is_none() {
             let policy = self.plugins[plugin].plugin.failure_policy;
             match policy {
                 FailurePolicy::Open => {
-                    stream.stages[stage].skipped = true;
+                    seat.skipped = true;
                     return Guest::Absent;
                 }
                 FailurePolicy::Closed => return Guest::Failed,
@@ -60,11 +68,11 @@ impl Worker {
             }
         }
         let context =
-            StreamContext { root: self.plugins[plugin].root, stream: id, stage, exchange: Rc::clone(&stream.exchange) };
+            StreamContext { root: self.plugins[plugin].root, stream: id, stage, exchange: Rc::clone(exchange) };
         let vm_id = self.vms[slot].id;
         match self.run(slot, Some((id, stage)), |vm| vm.create_stream_context(context)) {
             Some(context) => {
-                stream.stages[stage].context = Some((vm_id, context));
+                seat.context = Some((vm_id, context));
                 Guest::Ready { slot, context }
             }
             None => Guest::Failed,
@@ -189,8 +197,14 @@ impl Worker {
         });
         self.drop_calls_of(dead);
         for (id, stream) in &self.streams {
-            let waits = |stage: &Stage| stage.context.is_some_and(|(vm, _)| vm == dead) && stage.holds();
+            let waits = |stage: &Stage| stage.seat.is_in(dead) && stage.holds();
             if let Some(stage) = stream.stages.iter().position(waits) {
+                self.errands.push_back(Errand::Broken(*id, stage));
+            }
+        }
+        for (id, relay) in &self.relays {
+            let waits = |stage: &usize| relay.stages[*stage].seat.is_in(dead) && relay.waits_for(*stage);
+            if let Some(stage) = (0..relay.stages.len()).find(waits) {
                 self.errands.push_back(Errand::Broken(*id, stage));
             }
         }

@@ -50,7 +50,7 @@ impl Worker {
 
     /// The guest that a stage needs is not there.
     pub(super) fn fail(&mut self, id: StreamId, stream: &mut Stream, stage: usize) {
-        let plugin = &self.plugins[stream.stages[stage].plugin].plugin;
+        let plugin = &self.plugins[stream.stages[stage].seat.plugin].plugin;
         let details = format!("wasm_fail_stream{{{}}}", plugin.name);
         self.answer_locally(id, stream, LocalResponse { status: 503, details, ..LocalResponse::default() });
     }

@@ -5,3 +5,4 @@ mod hostile;
 mod http;
 mod limits;
 mod support;
+mod tcp;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use portcullis_abi::{
     Action, Direction, Embedder, Ending, Engine, EngineOptions, FieldMap, Lint, LogLevel, LogRecord, Module,
-    ModuleError, ModuleLimits, Part, Plugin, Shared, SharedLimits, StartError, StreamId, StreamInfo, Ticker, Worker,
+    ModuleError, ModuleLimits, Part, Plugin, Shared, SharedLimits, StartError, StreamId, StreamInfo, Ticker,
+    UpstreamInfo, Worker,
 };
 
 /// Imports, memory and an allocator. Strings live below 4096, the heap above.
@@ -44,6 +45,7 @@ const PRELUDE: &str = r#"
   (import "env" "proxy_define_metric" (func $define_metric (param i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_get_current_time_nanoseconds" (func $time (param i32) (result i32)))
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 2)
   (global $heap (mut i32) (i32.const 4096))
   (func $alloc (export "proxy_on_memory_allocate") (param $size i32) (result i32)
@@ -57,6 +59,13 @@ const PRELUDE: &str = r#"
   (func $say (param $letter i32)
     (i32.store8 (i32.const 4000) (local.get $letter))
     (drop (call $log (i32.const 2) (i32.const 4000) (i32.const 1))))
+  ;; Logs a small number: 0 to 9 as digits, then : ; < =
+  (func $say_number (param $number i32) (call $say (i32.add (i32.const 48) (local.get $number))))
+  ;; Logs a buffer, all of it.
+  (func $say_buffer (param $buffer i32)
+    (i32.store (i32.const 4012) (i32.const 0))
+    (call $say_number (call $get_buffer (local.get $buffer) (i32.const 0) (i32.const 1000) (i32.const 4008) (i32.const 4012)))
+    (drop (call $log (i32.const 2) (i32.load (i32.const 4008)) (i32.load (i32.const 4012)))))
 "#;
 
 pub(crate) fn engine() -> &'static Engine {
@@ -105,6 +114,11 @@ impl World {
     /// Letters that a guest said, in order.
     pub(crate) fn said(&self) -> String {
         self.log.borrow().iter().filter(|line| line.len() == 1).cloned().collect()
+    }
+
+    /// All that guests and the host logged since the last call.
+    pub(crate) fn take_log(&self) -> String {
+        std::mem::take(&mut *self.log.borrow_mut()).concat()
     }
 }
 
@@ -175,6 +189,37 @@ impl Host {
         self.worker.open(filters, info)
     }
 
+    /// Begins a TCP connection.
+    pub(crate) fn open_connection(&mut self, filters: &[usize]) -> StreamId {
+        let mut info = StreamInfo::default();
+        info.buffer_bytes_max = 64;
+        info.cluster_name = "db".into();
+        info.source_address = Some(([192, 0, 2, 1], 4711).into());
+        info.connection_id = 7;
+        self.worker.open_connection(filters, info)
+    }
+
+    /// A TCP connection with its upstream connected; what happened until then.
+    pub(crate) fn connect(&mut self, filters: &[usize]) -> (StreamId, Vec<String>) {
+        let id = self.open_connection(filters);
+        let mut seen = self.seen();
+        self.worker.connected(id, UpstreamInfo { address: Some(([192, 0, 2, 9], 5432).into()) });
+        seen.extend(self.seen());
+        (id, seen)
+    }
+
+    /// Bytes from the client; what came of them.
+    pub(crate) fn client_sends(&mut self, id: StreamId, text: &str, end: bool) -> Vec<String> {
+        self.worker.data(id, Direction::Request, bytes(text), end);
+        self.seen()
+    }
+
+    /// Bytes from the upstream; what came of them.
+    pub(crate) fn upstream_sends(&mut self, id: StreamId, text: &str, end: bool) -> Vec<String> {
+        self.worker.data(id, Direction::Response, bytes(text), end);
+        self.seen()
+    }
+
     /// A GET without a body through plugin 0; what came of it.
     pub(crate) fn get(&mut self) -> Vec<String> {
         let id = self.open(&[0]);
@@ -217,6 +262,14 @@ fn describe(action: &Action) -> String {
         Action::Readable(_, direction) => {
             format!("readable {}", if *direction == Direction::Request { ">" } else { "<" })
         }
+        Action::Connect(_) => "connect".into(),
+        Action::Data { direction, bytes, end_of_stream, .. } => format!(
+            "{} {:?}{}",
+            if *direction == Direction::Request { '>' } else { '<' },
+            String::from_utf8_lossy(bytes),
+            if *end_of_stream { "." } else { "" }
+        ),
+        Action::Close(_, details) => format!("close ({details})"),
         Action::Call(_, call) => format!("call {} {}", call.upstream, lines(&call.fields)),
         Action::CancelCall(_) => "cancel call".into(),
         Action::GrpcOpen(_, open) => format!("grpc {} {:?} {}", open.upstream, open.timeout, lines(&open.fields)),
