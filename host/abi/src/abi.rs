@@ -30,6 +30,23 @@ pub(crate) enum Status {
     Unimplemented = 12,
 }
 
+impl Status {
+    /// The specification's name.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Status::Ok => "Ok",
+            Status::NotFound => "NotFound",
+            Status::BadArgument => "BadArgument",
+            Status::SerializationFailure => "SerializationFailure",
+            Status::ParseFailure => "ParseFailure",
+            Status::Empty => "Empty",
+            Status::CasMismatch => "CasMismatch",
+            Status::InternalFailure => "InternalFailure",
+            Status::Unimplemented => "Unimplemented",
+        }
+    }
+}
+
 /// Severity of a guest's log line (`proxy_log_level_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
@@ -161,6 +178,16 @@ pub enum Direction {
     Request,
     /// From the upstream to the client.
     Response,
+}
+
+impl Direction {
+    /// `request` or `response`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::Request => "request",
+            Direction::Response => "response",
+        }
+    }
 }
 
 /// What a guest answers to a headers or trailers callback (`proxy_action_t` and Envoy's further values).

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::abi::LogLevel;
+use crate::trace::TraceEvent;
 use crate::worker::StreamId;
 
 /// Answers that a guest's call needs at once. Everything that takes time is an [`crate::Action`] instead.
@@ -20,6 +21,15 @@ pub trait Embedder {
     /// A guest did what Envoy answers with a status that panics most SDKs, or what cannot have the effect it seems to.
     fn lint(&mut self, lint: &Lint<'_>) {
         let _ = lint;
+    }
+    /// Whether [`Embedder::trace`] is to be told of every call between host and guests. Asked when a VM starts; where the
+    /// answer is no, calls cost what they cost without it.
+    fn traces(&self) -> bool {
+        false
+    }
+    /// A guest was called, or called the host. Values are not masked.
+    fn trace(&mut self, event: TraceEvent) {
+        let _ = event;
     }
 }
 

@@ -65,6 +65,11 @@ impl Engine {
         Ok(Engine { wasmtime, functions })
     }
 
+    /// Modules and names of all functions that guests may import.
+    pub fn host_function_names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.functions.names.iter().copied()
+    }
+
     /// Starts the thread by whose clock callbacks are bounded. Without it no callback is ever ended.
     pub fn start_ticker(&self) -> Ticker {
         let stop = Arc::new(AtomicBool::new(false));

@@ -223,6 +223,8 @@ pub(crate) struct Exchange {
     pub(crate) response_bytes: u64,
     /// Values that guests keep with the stream, by path.
     pub(crate) filter_state: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Values that the embedder gave, by path; empty but in tests.
+    pub(crate) given: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) route_cleared: bool,
     pub(crate) stages: Vec<StageView>,
     /// The bytes of a TCP connection. Where they are, there are no messages, and so no `stages`.

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use wasmtime::{Caller, Linker, Memory};
 
 use crate::abi::{LogLevel, Status};
+use crate::trace::{self, Watched, Word};
 use crate::vm::{Doing, GuestFault, VmState};
 
 /// A host function's end, short of the guest's.
@@ -150,6 +151,19 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Reads the arguments for a trace, where one is wanted.
+    fn watch(&self, words: impl FnOnce() -> Vec<u64>) -> Option<Watched> {
+        let wanted = self.state().traced && self.state().callback.doing != Doing::Allocating;
+        wanted.then(|| trace::arguments(self.name, self.memory.data(&self.caller), words()))
+    }
+
+    /// Tells what came of a call whose arguments were read.
+    #[cold]
+    fn tell(&self, watched: Watched, outcome: &Answer) {
+        let event = trace::hostcall(self.name, self.memory.data(&self.caller), watched, outcome);
+        self.state().embedder.borrow_mut().trace(event);
+    }
+
     /// Notes why the answer will be what it is.
     fn because<T>(&mut self, reason: impl Into<String>, status: T) -> T {
         self.reason = Some(reason.into());
@@ -205,7 +219,12 @@ macro_rules! proxy {
                 if !call.is_allowed() {
                     return Ok(Status::InternalFailure as u32);
                 }
-                let status = $func(&mut call, $($arg),*)?;
+                let watched = call.watch(|| vec![$(Word::word($arg)),*]);
+                let outcome = $func(&mut call, $($arg),*);
+                if let Some(watched) = watched {
+                    call.tell(watched, &outcome);
+                }
+                let status = outcome?;
                 call.lint_status(status, &$tolerated);
                 Ok(status as u32)
             },

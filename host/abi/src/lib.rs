@@ -31,6 +31,7 @@ mod relay;
 mod shared;
 mod signature;
 mod stream;
+mod trace;
 mod vm;
 mod worker;
 
@@ -45,6 +46,8 @@ pub use fields::FieldMap;
 pub use grpc::{GrpcFrameError, GrpcMessages, frame as grpc_frame};
 pub use plugin::{Capabilities, FailurePolicy, Limits, Plugin};
 pub use shared::{Metric, MetricKind, MetricValue, Shared, SharedLimits, Waker};
+pub use stream::Hold;
+pub use trace::{TraceEvent, TraceValue};
 pub use vm::{GuestFault, Trapped, VmStartError};
 pub use worker::{
     Action, Call, CallAnswer, CallId, ClosedBy, GrpcEvent, GrpcOpen, Part, PluginHealth, PluginState, StartError,

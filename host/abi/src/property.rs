@@ -21,6 +21,11 @@ fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 ///
 /// `stream` is absent in a root context.
 pub(crate) fn get(plugin: &Plugin, stream: Option<(&Exchange, usize)>, path: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    if let Some((exchange, _)) = stream
+        && let Some(value) = exchange.given.get(path.strip_suffix(b"\0").unwrap_or(path))
+    {
+        return bytes(out, value);
+    }
     let mut parts = segments(path);
     let first = parts.next()?;
     let second = parts.next();

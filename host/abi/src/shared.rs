@@ -313,6 +313,37 @@ impl Shared {
             .collect()
     }
 
+    /// The value that guests of this `vm_id` share under `key`.
+    pub fn data(&self, vm_id: &str, key: &[u8]) -> Option<Vec<u8>> {
+        let mut value = Vec::new();
+        self.get_data(vm_id, key, &mut value).map(|_| value)
+    }
+
+    /// All that guests of this `vm_id` share, by key.
+    pub fn all_data(&self, vm_id: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let scope = scoped(vm_id, b"");
+        let data = lock(&self.data);
+        let ours = data.entries.iter().filter_map(|(key, entry)| Some((key.strip_prefix(&*scope)?, entry)));
+        ours.map(|(key, entry)| (key.to_vec(), entry.value.clone())).collect()
+    }
+
+    /// Shares a value as a guest would, whatever is there. `false`: the limits do not allow it.
+    pub fn put_data(&self, vm_id: &str, key: &[u8], value: &[u8]) -> bool {
+        self.set_data(vm_id, key, value, 0) == Status::Ok
+    }
+
+    /// What waits in a queue, oldest first; `None` if no guest has registered it.
+    pub fn queued(&self, vm_id: &str, name: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let queues = lock(&self.queues);
+        let id = queues.by_name.get(&(vm_id.into(), name.into()))?;
+        Some(queues.queues.get(id)?.items.iter().cloned().collect())
+    }
+
+    /// Puts an item into a queue as a guest would. `false`: no guest has registered it, or the limits do not allow it.
+    pub fn put_queued(&self, vm_id: &str, name: &[u8], item: &[u8]) -> bool {
+        self.resolve_queue(vm_id, name).is_some_and(|id| self.enqueue(id, item) == Status::Ok)
+    }
+
     /// A number and a mailbox for a new worker.
     pub(crate) fn add_worker(&self) -> (u64, Arc<Mailbox>) {
         let id = self.worker_ids.fetch_add(1, Ordering::Relaxed);

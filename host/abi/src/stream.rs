@@ -12,7 +12,7 @@ use crate::exchange::Exchange;
 
 /// What a filter holds back in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Hold {
+pub enum Hold {
     /// Nothing: everything passes.
     #[default]
     Nothing,

@@ -16,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::fields::FieldMap;
 use crate::plugin::Plugin;
 use crate::shared::{MetricCell, Shared};
+use crate::trace::{self, Words};
 use crate::worker::StreamId;
 
 /// Why a guest cannot go on. Its VM is done for: nothing is called in it any more.
@@ -254,6 +255,8 @@ pub(crate) struct VmState {
     pub(crate) memory: Option<Memory>,
     pub(crate) allocate: Option<TypedFunc<u32, u32>>,
     pub(crate) embedder: Rc<RefCell<dyn Embedder>>,
+    /// The embedder wants to hear of every call.
+    pub(crate) traced: bool,
     pub(crate) shared: Arc<Shared>,
     pub(crate) worker: u64,
     pub(crate) id: u64,
@@ -611,6 +614,7 @@ impl Vm {
             memory: None,
             allocate: None,
             embedder: Rc::clone(&surroundings.embedder),
+            traced: surroundings.embedder.borrow().traces(),
             shared: Arc::clone(&surroundings.shared),
             worker: surroundings.worker,
             id,
@@ -984,7 +988,7 @@ impl Vm {
         result
     }
 
-    fn callback<P: WasmParams, R: WasmResults>(
+    fn callback<P: WasmParams + Words, R: WasmResults + Words>(
         &mut self,
         name: &'static str,
         context: u32,
@@ -995,7 +999,7 @@ impl Vm {
         self.call(running(name), context, Allowance { limit, left: limit }, func, params)
     }
 
-    fn call<P: WasmParams, R: WasmResults>(
+    fn call<P: WasmParams + Words, R: WasmResults + Words>(
         &mut self,
         callback: Callback,
         context: u32,
@@ -1009,11 +1013,20 @@ impl Vm {
         state.context = context;
         state.effective = context;
         state.limiter.refused = None;
+        if state.traced {
+            let event = trace::callback(state, callback.name, &params.words());
+            state.embedder.borrow_mut().trace(event);
+        }
         let result = func.call(&mut self.store, params);
         let state = self.store.data_mut();
         let at = state.callback.name;
         state.callback = Callback { name: "", doing: Doing::Idle };
-        result.map_err(|error| classify(&error, at, time.limit, &state.limiter))
+        let result = result.map_err(|error| classify(&error, at, time.limit, &state.limiter));
+        if state.traced {
+            let event = trace::returned(callback.name, result.as_ref().map(Words::words).map_err(Trapped::clone));
+            state.embedder.borrow_mut().trace(event);
+        }
+        result
     }
 }
 

@@ -29,7 +29,7 @@ use crate::grpc::{Answer, status};
 use crate::plugin::Plugin;
 use crate::relay::Relay;
 use crate::shared::{Mailbox, Shared, Waker};
-use crate::stream::{Sent, Stage, Stream};
+use crate::stream::{Hold, Sent, Stage, Stream};
 use crate::vm::{Surroundings, Trapped, Vm, VmStartError};
 
 /// Number of a stream within its worker.
@@ -579,6 +579,36 @@ impl Worker {
 
     // ---- other events
 
+    /// What a stream's filters hold back in one direction: the first that holds something, in the direction's order, as an
+    /// index into the filters that [`Worker::open`] was given.
+    pub fn held(&self, id: StreamId, direction: Direction) -> Option<(usize, Hold)> {
+        let stream = self.streams.get(&id)?;
+        let mut at = stream.first(direction);
+        while let Some(stage) = at {
+            match stream.stages[stage].lane(direction).hold {
+                Hold::Nothing => at = stream.next(direction, stage),
+                hold => return Some((stage, hold)),
+            }
+        }
+        None
+    }
+
+    /// Gives a stream a property that guests read at `path` (segments separated by NUL), before anything that the host
+    /// knows by that name. For embedders that stand in for another host.
+    pub fn set_property(&mut self, id: StreamId, path: &[u8], value: Vec<u8>) {
+        if let Some(stream) = self.streams.get(&id) {
+            stream.exchange.borrow_mut().given.insert(path.to_vec(), value);
+        }
+    }
+
+    /// What guests have stored with a stream, by the names that they see: filter state, which `proxy_set_property` keeps
+    /// below `wasm.`.
+    pub fn stored_properties(&self, id: StreamId) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let Some(stream) = self.streams.get(&id) else { return Vec::new() };
+        let exchange = stream.exchange.borrow();
+        exchange.filter_state.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// When the next tick is due, on the embedder's monotonic clock.
     pub fn next_timer(&self) -> Option<Duration> {
         let roots = self.vms.iter().filter_map(|slot| slot.vm.as_ref()).flat_map(|vm| vm.state().roots.values());
@@ -704,6 +734,14 @@ impl Embedder for Forward {
 
     fn lint(&mut self, lint: &crate::embedder::Lint<'_>) {
         self.0.lint(lint);
+    }
+
+    fn traces(&self) -> bool {
+        self.0.traces()
+    }
+
+    fn trace(&mut self, event: crate::trace::TraceEvent) {
+        self.0.trace(event);
     }
 }
 
