@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use portcullis_harness::{Guest, NOW_DEFAULT, RequestPlan, ResponsePlan, SigningKey};
+use portcullis_harness::{Guest, Host, NOW_DEFAULT, RequestPlan, ResponsePlan, SigningKey};
 use portcullis_tests::places;
 use serde_json::json;
 
@@ -16,8 +16,10 @@ fn bench(criterion: &mut Criterion) {
     let module = places::filter("jwt-auth").unwrap_or_else(|error| panic!("{error}"));
     let guest = Guest::load(&module).unwrap_or_else(|error| panic!("{error}"));
     let configuration = read("config/one-issuer.json");
-    let start =
-        || guest.harness().configuration(configuration.as_str()).start().unwrap_or_else(|error| panic!("{error}"));
+    let start = || {
+        let filter = Host::new().without_trace().load(&guest).configuration(configuration.as_str()).start();
+        filter.unwrap_or_else(|error| panic!("{error}"))
+    };
 
     let mut group = criterion.benchmark_group("jwt-auth/abi");
     group.bench_function("start an instance", |bencher| bencher.iter(|| black_box(start())));
@@ -32,14 +34,13 @@ fn bench(criterion: &mut Criterion) {
     good.fields.push("authorization", format!("Bearer {token}"));
     let response = ResponsePlan::default();
 
-    let mut harness = start();
-    assert_eq!(harness.exchange(&good, &response).status(), Some(200));
-    group
-        .bench_function("a remembered token", |bencher| bencher.iter(|| black_box(harness.exchange(&good, &response))));
+    let filter = start();
+    assert_eq!(filter.exchange(&good, &response).status(), Some(200));
+    group.bench_function("a remembered token", |bencher| bencher.iter(|| black_box(filter.exchange(&good, &response))));
 
     let denied = RequestPlan::new("GET", "/orders/1001");
-    assert_eq!(harness.exchange(&denied, &response).status(), Some(401));
-    group.bench_function("no token", |bencher| bencher.iter(|| black_box(harness.exchange(&denied, &response))));
+    assert_eq!(filter.exchange(&denied, &response).status(), Some(401));
+    group.bench_function("no token", |bencher| bencher.iter(|| black_box(filter.exchange(&denied, &response))));
     group.finish();
 }
 

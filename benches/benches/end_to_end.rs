@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use portcullis_harness::{Host, SigningKey};
+use portcullis_harness::{HostKind, SigningKey};
 use portcullis_tests::connection::Connection;
 use portcullis_tests::places;
 use portcullis_tests::policy::PolicyParts;
@@ -45,7 +45,7 @@ fn bench(criterion: &mut Criterion) {
         origin.take_requests();
     };
     connect("no proxy".to_owned(), origin.address(), None, 200);
-    for host in [Host::Host, Host::Envoy] {
+    for host in [HostKind::Standalone, HostKind::Envoy] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let policy = PolicyParts {
             filter: "jwt-auth",

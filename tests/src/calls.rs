@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use portcullis_harness::{Guest, Harness, Host, RequestPlan, ResponsePlan};
+use portcullis_harness::{Filter, Host, HostKind, RequestPlan, ResponsePlan};
 
 use crate::policy::PolicyParts;
 use crate::process::DEADLINE;
@@ -19,7 +19,7 @@ const END: &str = "delete return 0 -> 0";
 /// The guest on one host.
 pub enum Calls {
     /// In the harness.
-    Simulated(Box<Harness>),
+    Simulated(Filter),
     /// Over sockets.
     Real(Box<Real>),
 }
@@ -35,12 +35,11 @@ pub struct Real {
 
 impl Calls {
     /// Starts the guest with a script as its configuration.
-    pub fn start(host: Host, script: &str) -> Result<Calls, String> {
+    pub fn start(host: HostKind, script: &str) -> Result<Calls, String> {
         let wasm = places::filter("calls")?;
-        if host == Host::Harness {
-            let guest = Guest::load(&wasm).map_err(|error| error.to_string())?;
-            let harness = guest.harness().configuration(script).start().map_err(|error| error.to_string())?;
-            return Ok(Calls::Simulated(Box::new(harness)));
+        if host == HostKind::Harness {
+            let filter = Host::new().load(&wasm).configuration(script).start().map_err(|error| error.to_string())?;
+            return Ok(Calls::Simulated(filter));
         }
         let origin = Upstream::start()?;
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
@@ -62,8 +61,8 @@ impl Calls {
         let script = format!("{}; delete: return 0", script.trim().replace('\n', "; "));
         request.fields.push("x-calls", script);
         match self {
-            Calls::Simulated(harness) => {
-                let seen = harness.exchange(&request, &ResponsePlan::default());
+            Calls::Simulated(filter) => {
+                let seen = filter.exchange(&request, &ResponsePlan::default());
                 let lines = marked(seen.log.iter().map(|line| line.message.as_str()));
                 finished(lines).ok_or_else(|| "the stream did not end".to_owned())
             }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use portcullis_harness::{Host, Observed, ObservedRequest, Scenario, Step, judge, refused_as_expected};
+use portcullis_harness::{HostKind, Observed, ObservedRequest, Scenario, Step, judge, refused_as_expected};
 
 use crate::client;
 use crate::policy::PolicyParts;
@@ -21,7 +21,7 @@ const COUNTER_LAG_MAX: Duration = Duration::from_secs(5);
 
 /// Scenarios that share a process on one host.
 pub struct Group {
-    host: Host,
+    host: HostKind,
     wasm: PathBuf,
     filter: String,
     configuration: Vec<u8>,
@@ -44,7 +44,7 @@ struct Running {
 
 impl Group {
     /// A group for this scenario on `host`.
-    pub fn new(host: Host, scenario: &Scenario, wasm: PathBuf) -> Group {
+    pub fn new(host: HostKind, scenario: &Scenario, wasm: PathBuf) -> Group {
         Group {
             host,
             wasm,

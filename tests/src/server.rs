@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use portcullis_harness::{Host, RequestPlan};
+use portcullis_harness::{HostKind, RequestPlan};
 use serde_json::Value;
 
 use crate::process::{DEADLINE, Process};
@@ -15,7 +15,7 @@ use crate::{client, places};
 /// A running host with one listener.
 pub struct Server {
     process: Process,
-    host: Host,
+    host: HostKind,
     address: SocketAddr,
     admin: SocketAddr,
 }
@@ -48,7 +48,7 @@ impl Server {
             admin = admin.or_else(|| announced(line, "admin on"));
             Some((listener?, admin?))
         })?;
-        Ok(Server { process, host: Host::Host, address, admin })
+        Ok(Server { process, host: HostKind::Standalone, address, admin })
     }
 
     /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
@@ -91,27 +91,27 @@ impl Server {
             .map_err(|error| format!("envoy wrote no admin address: {error}\n{}", process.log()))?;
         let admin: SocketAddr =
             admin.trim().parse().map_err(|error| format!("envoy's admin address `{admin}`: {error}"))?;
-        let mut server = Server { process, host: Host::Envoy, address: admin, admin };
+        let mut server = Server { process, host: HostKind::Envoy, address: admin, admin };
         server.wait_until_live()?;
         server.address = server.envoy_listener()?;
         Ok(server)
     }
 
     /// Starts one or the other.
-    pub fn start(host: Host, policy: &Path) -> Result<Server, String> {
+    pub fn start(host: HostKind, policy: &Path) -> Result<Server, String> {
         Server::start_watched(host, policy, |_| true)
     }
 
     /// The same; `keep` sees every line that the process writes, and says which ones are kept for [`Server::log`].
     pub fn start_watched(
-        host: Host,
+        host: HostKind,
         policy: &Path,
         keep: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Server, String> {
         match host {
-            Host::Host => Server::portcullis_watched(policy, |_| {}, keep),
-            Host::Envoy => Server::envoy_watched(policy, &[], keep),
-            Host::Harness => Err("the harness has no server".to_owned()),
+            HostKind::Standalone => Server::portcullis_watched(policy, |_| {}, keep),
+            HostKind::Envoy => Server::envoy_watched(policy, &[], keep),
+            HostKind::Harness => Err("the harness has no server".to_owned()),
         }
     }
 
@@ -143,7 +143,7 @@ impl Server {
     /// What filters counted, under the names that they gave.
     pub fn counters(&self) -> Result<BTreeMap<String, i64>, String> {
         match self.host {
-            Host::Envoy => {
+            HostKind::Envoy => {
                 let stats = self.admin_get("/stats?filter=^wasmcustom&usedonly")?;
                 Ok(stats
                     .lines()

@@ -1,7 +1,6 @@
 //! An upstream that records what it was asked and answers from a script.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::future::Future as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -30,7 +29,8 @@ pub struct Upstream {
 
 #[derive(Default)]
 struct State {
-    answers: Vec<Callout>,
+    /// Without a script everything is answered with 200.
+    answers: Option<Vec<Callout>>,
     requests: Vec<ObservedRequest>,
     pace: Option<Pace>,
 }
@@ -75,14 +75,14 @@ impl Upstream {
         self.address
     }
 
-    /// Says what it answers from now on: the first answer that fits.
+    /// Says what it answers from now on: the first answer that fits, or 404.
     pub fn answer(&self, answers: Vec<Callout>) {
-        self.lock().answers = answers;
+        self.lock().answers = Some(answers);
     }
 
     /// Says that it answers everything the same way from now on.
     pub fn answer_always(&self, response: ResponsePlan) {
-        self.answer(vec![Callout { path: None, times: None, answer: CalloutAnswer::Response(response) }]);
+        self.answer(vec![Callout::always(response)]);
     }
 
     /// Makes it wait before each piece of a response's body but the first, and before its end.
@@ -151,30 +151,44 @@ async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<R
             }
         }
     }
-    let (answer, pace) = {
+    let (callout, pace) = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let path = observed.path.clone();
         if let Some(noted) = state.requests.get_mut(index) {
             *noted = observed;
         }
-        let fits = |answer: &&mut Callout| {
-            answer.times != Some(0) && answer.path.as_ref().is_none_or(|expected| *expected == path)
+        let callout = match &mut state.answers {
+            Some(answers) => Callout::choose(answers, &path),
+            None => Some(Callout::always(ResponsePlan::default())),
         };
-        let answer = state.answers.iter_mut().find(fits).map(|answer| {
-            if let Some(times) = &mut answer.times {
-                *times -= 1;
-            }
-            answer.answer.clone()
-        });
-        (answer, state.pace.clone())
+        (callout, state.pace.clone())
     };
-    match answer {
-        Some(CalloutAnswer::Response(plan)) => Ok(response(&plan, pace)),
-        // The connection ends without an answer; the host makes a 503 of it, as of one that was refused.
-        Some(CalloutAnswer::Refused) => Err(Unanswered),
-        Some(CalloutAnswer::Timeout) => std::future::pending().await,
-        None => Ok(response(&ResponsePlan::default(), None)),
+    let Some(callout) = callout else {
+        return Ok(response(
+            &ResponsePlan::new(404).body("the script has no answer to this call"),
+            Ending::Whole,
+            None,
+        ));
+    };
+    if !callout.delay.is_zero() {
+        tokio::time::sleep(callout.delay).await;
     }
+    match callout.answer {
+        CalloutAnswer::Response(plan) => Ok(response(&plan, Ending::Whole, pace)),
+        // The connection ends without an answer; the host makes a 503 of it, as of one that was refused.
+        CalloutAnswer::Refused => Err(Unanswered),
+        CalloutAnswer::Timeout => std::future::pending().await,
+        CalloutAnswer::Reset => Ok(response(&ResponsePlan::new(200).body("cut off"), Ending::Broken, pace)),
+    }
+}
+
+/// How a response ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// As HTTP has it.
+    Whole,
+    /// With the connection, before the message does.
+    Broken,
 }
 
 /// Ends the connection without a response.
@@ -189,8 +203,9 @@ impl std::fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-fn response(plan: &ResponsePlan, pace: Option<Pace>) -> Response<Scripted> {
+fn response(plan: &ResponsePlan, ending: Ending, pace: Option<Pace>) -> Response<Scripted> {
     let length = match (plan.body.as_slice(), plan.trailers.is_empty()) {
+        _ if ending == Ending::Broken => None,
         ([], true) => Some(0),
         ([body], true) => Some(body.len() as u64),
         _ => None,
@@ -199,6 +214,7 @@ fn response(plan: &ResponsePlan, pace: Option<Pace>) -> Response<Scripted> {
         length,
         pieces: plan.body.iter().cloned().map(Bytes::from).collect(),
         trailers: (!plan.trailers.is_empty()).then(|| header_map(&plan.trailers)),
+        ending,
         pace: pace.filter(|_| plan.body.len() > 1 || !plan.trailers.is_empty()),
         waiting: None,
         begun: false,
@@ -224,6 +240,7 @@ struct Scripted {
     length: Option<u64>,
     pieces: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
+    ending: Ending,
     pace: Option<Pace>,
     waiting: Option<tokio::task::JoinHandle<()>>,
     begun: bool,
@@ -242,16 +259,17 @@ impl Scripted {
 
 impl Body for Scripted {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Unanswered;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Unanswered>>> {
         std::task::ready!(self.poll_pace(context));
         self.begun = true;
         let frame = match self.pieces.pop_front() {
             Some(piece) => Some(Frame::data(piece)),
+            None if self.ending == Ending::Broken => return Poll::Ready(Some(Err(Unanswered))),
             None => self.trailers.take().map(Frame::trailers),
         };
         Poll::Ready(frame.map(Ok))
@@ -259,7 +277,8 @@ impl Body for Scripted {
 
     fn is_end_stream(&self) -> bool {
         // A paced body ends with a pause, too, unless its length says where.
-        self.pieces.is_empty() && self.trailers.is_none() && (self.pace.is_none() || self.length.is_some())
+        let nothing_follows = self.pieces.is_empty() && self.trailers.is_none();
+        nothing_follows && self.ending == Ending::Whole && (self.pace.is_none() || self.length.is_some())
     }
 
     fn size_hint(&self) -> SizeHint {

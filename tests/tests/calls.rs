@@ -1,11 +1,11 @@
 //! The same calls on every host, answer by answer.
 
-use portcullis_harness::{Host, RequestPlan};
+use portcullis_harness::{HostKind, RequestPlan};
 use portcullis_tests::calls::Calls;
 
 /// Runs a script on all hosts; the lines must be those in `expected`.
 fn check(script: &str, expected: &[&str]) {
-    for host in [Host::Harness, Host::Host, Host::Envoy] {
+    for host in [HostKind::Harness, HostKind::Standalone, HostKind::Envoy] {
         let seen = Calls::start(host, "").and_then(|mut calls| calls.request(RequestPlan::new("GET", "/p?q"), script));
         let seen = seen.unwrap_or_else(|error| panic!("{}: {error}", host.name()));
         assert_eq!(seen, expected, "{}", host.name());

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use portcullis_abi::FailurePolicy;
-use portcullis_harness::{Guest, Harness, Host, Observed, RequestPlan, ResponsePlan};
+use portcullis_harness::{Filter, Host, HostKind, Observed, RequestPlan, ResponsePlan};
 use portcullis_tests::policy::PolicyParts;
 use portcullis_tests::process::DEADLINE;
 use portcullis_tests::server::Server;
@@ -13,7 +13,7 @@ use portcullis_tests::{client, places};
 
 /// A host with the probe in it.
 enum Probed {
-    Simulated(Box<Harness>),
+    Simulated(Filter),
     Real(Box<Real>),
 }
 
@@ -24,17 +24,16 @@ struct Real {
 }
 
 impl Probed {
-    fn start(host: Host, failure_policy: &str) -> Probed {
+    fn start(host: HostKind, failure_policy: &str) -> Probed {
         let wasm = places::filter("probe").unwrap_or_else(|error| panic!("{error}"));
-        if host == Host::Harness {
+        if host == HostKind::Harness {
             let policy = match failure_policy {
                 "fail_closed" => FailurePolicy::Closed,
                 "fail_open" => FailurePolicy::Open,
                 _ => FailurePolicy::Reload,
             };
-            let guest = Guest::load(&wasm).unwrap_or_else(|error| panic!("{error}"));
-            let harness = guest.harness().plugin(|plugin| plugin.failure_policy = policy).start();
-            return Probed::Simulated(Box::new(harness.unwrap_or_else(|error| panic!("{error}"))));
+            let filter = Host::new().load(&wasm).plugin(|plugin| plugin.failure_policy = policy).start();
+            return Probed::Simulated(filter.unwrap_or_else(|error| panic!("{error}")));
         }
         let origin = Upstream::start().unwrap_or_else(|error| panic!("{error}"));
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -57,7 +56,7 @@ impl Probed {
             request.fields.push("x-probe", wish);
         }
         match self {
-            Probed::Simulated(harness) => harness.exchange(&request, &ResponsePlan::default()),
+            Probed::Simulated(filter) => filter.exchange(&request, &ResponsePlan::default()),
             Probed::Real(real) => {
                 let Real { server, origin, .. } = &mut **real;
                 origin.take_requests();
@@ -79,7 +78,7 @@ impl Probed {
             }
             assert!(Instant::now() < deadline, "never {status}, but {:?}", seen.status());
             match self {
-                Probed::Simulated(harness) => harness.advance(Duration::from_millis(100)),
+                Probed::Simulated(filter) => filter.host().advance(Duration::from_millis(100)),
                 // A back-off that is over shows only in the next answer.
                 Probed::Real(_) => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -100,7 +99,7 @@ fn fails_closed(seen: &Observed) {
     assert!(!String::from_utf8_lossy(body).contains("panic"), "the client is told about our insides: {seen:?}");
 }
 
-fn a_panic_fails_the_request_and_a_new_vm_serves_later_ones(host: Host) {
+fn a_panic_fails_the_request_and_a_new_vm_serves_later_ones(host: HostKind) {
     let mut probed = Probed::start(host, "fail_reload");
     passes(&probed.ask(None), true);
     fails_closed(&probed.ask(Some("panic")));
@@ -109,7 +108,7 @@ fn a_panic_fails_the_request_and_a_new_vm_serves_later_ones(host: Host) {
     passes(&probed.ask_until(200), true);
 }
 
-fn after_a_panic_everything_fails_where_that_was_chosen(host: Host) {
+fn after_a_panic_everything_fails_where_that_was_chosen(host: HostKind) {
     let mut probed = Probed::start(host, "fail_closed");
     passes(&probed.ask(None), true);
     fails_closed(&probed.ask(Some("panic")));
@@ -117,14 +116,14 @@ fn after_a_panic_everything_fails_where_that_was_chosen(host: Host) {
     fails_closed(&probed.ask(None));
 }
 
-fn after_a_panic_the_filter_is_left_out_where_that_was_chosen(host: Host) {
+fn after_a_panic_the_filter_is_left_out_where_that_was_chosen(host: HostKind) {
     let mut probed = Probed::start(host, "fail_open");
     passes(&probed.ask(None), true);
     fails_closed(&probed.ask(Some("panic")));
     passes(&probed.ask(None), false);
 }
 
-fn an_ordinary_denial_is_not_a_crash(host: Host) {
+fn an_ordinary_denial_is_not_a_crash(host: HostKind) {
     let mut probed = Probed::start(host, "fail_closed");
     for _ in 0..2 {
         let seen = probed.ask(Some("deny"));
@@ -135,7 +134,7 @@ fn an_ordinary_denial_is_not_a_crash(host: Host) {
     passes(&probed.ask(None), true);
 }
 
-fn a_panic_on_the_log_leaves_the_answer_alone(host: Host) {
+fn a_panic_on_the_log_leaves_the_answer_alone(host: HostKind) {
     let mut probed = Probed::start(host, "fail_reload");
     passes(&probed.ask(Some("panic-on-log")), true);
     passes(&probed.ask_until(200), true);
@@ -144,9 +143,9 @@ fn a_panic_on_the_log_leaves_the_answer_alone(host: Host) {
 /// One test per behaviour and host.
 macro_rules! on_every_host {
     ($($behaviour:ident),+ $(,)?) => {
-        mod harness { $(#[test] fn $behaviour() { super::$behaviour(portcullis_harness::Host::Harness); })+ }
-        mod host { $(#[test] fn $behaviour() { super::$behaviour(portcullis_harness::Host::Host); })+ }
-        mod envoy { $(#[test] fn $behaviour() { super::$behaviour(portcullis_harness::Host::Envoy); })+ }
+        mod harness { $(#[test] fn $behaviour() { super::$behaviour(portcullis_harness::HostKind::Harness); })+ }
+        mod host { $(#[test] fn $behaviour() { super::$behaviour(portcullis_harness::HostKind::Standalone); })+ }
+        mod envoy { $(#[test] fn $behaviour() { super::$behaviour(portcullis_harness::HostKind::Envoy); })+ }
     };
 }
 
@@ -162,7 +161,7 @@ on_every_host!(
 #[test]
 fn our_host_ends_a_callback_that_never_returns_and_one_that_takes_all_memory() {
     for wish in ["loop", "memory"] {
-        let mut probed = Probed::start(Host::Host, "fail_reload");
+        let mut probed = Probed::start(HostKind::Standalone, "fail_reload");
         fails_closed(&probed.ask(Some(wish)));
         passes(&probed.ask_until(200), true);
     }

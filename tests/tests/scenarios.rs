@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use portcullis_harness::{Guest, Host, Scenario, find_scenarios, run_scenario};
+use portcullis_harness::{Guest, HostKind, Scenario, find_scenarios, run_scenario};
 use portcullis_tests::places;
 use portcullis_tests::runner::Group;
 
@@ -47,21 +47,26 @@ fn trials() -> Vec<Trial> {
 /// Scenarios with equal keys share a process.
 #[derive(PartialEq, Eq)]
 struct GroupKey {
-    host: Host,
+    host: HostKind,
     filter: String,
     configuration: Vec<u8>,
     /// Set where the scenario must not share.
     own: Option<std::path::PathBuf>,
 }
 
-fn trial(host: Host, scenario: &Arc<Scenario>, guests: &mut Guests, groups: &mut Vec<(GroupKey, Arc<Group>)>) -> Trial {
+fn trial(
+    host: HostKind,
+    scenario: &Arc<Scenario>,
+    guests: &mut Guests,
+    groups: &mut Vec<(GroupKey, Arc<Group>)>,
+) -> Trial {
     let name = format!("{}::{}::{}", host.name(), scenario.filter, scenario.name);
     let wasm = match scenario.wasm.clone().map_or_else(|| places::filter(&scenario.filter), Ok) {
         Ok(wasm) => wasm,
         Err(error) => return Trial::test(name, || Err(Failed::from(error))),
     };
     let scenario = Arc::clone(scenario);
-    if host == Host::Harness {
+    if host == HostKind::Harness {
         let guest = guests.get(&wasm);
         return Trial::test(name, move || {
             let guest = guest.get_or_init(|| Guest::load(&wasm).map_err(|error| error.to_string())).as_ref()?;

@@ -6,22 +6,54 @@ use std::fmt::{self, Write as _};
 use serde_json::Value;
 
 use crate::message::{FieldLines, Observed, ObservedRequest, ObservedResponse};
+use crate::trace::{Secrets, shown_value};
 
 /// What must come of one request. Only what is named is compared.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expectation {
     /// The response that the client gets.
     pub response: Option<ResponseExpectation>,
-    /// The response is made by the filter or the host. Unless `upstream` says otherwise, the upstream was not called.
-    pub local: bool,
+    /// Who makes that response.
+    pub origin: Origin,
     /// The connection is closed without a response.
     pub closed: bool,
     /// What reaches the upstream.
     pub upstream: Option<UpstreamExpectation>,
     /// By how much each counter changes.
     pub counters: BTreeMap<String, i64>,
-    /// How many calls the filter makes to each upstream.
-    pub callouts: BTreeMap<String, usize>,
+    /// What calls the filter makes to each upstream.
+    pub callouts: BTreeMap<String, CalloutsExpectation>,
+    /// Texts that lines of the log must contain.
+    pub log: Vec<String>,
+    /// The response code details, where a response is local.
+    pub details: Option<String>,
+    /// What filters must have stored with the stream, by name; `None` is nothing.
+    pub properties: BTreeMap<String, Option<Vec<u8>>>,
+    /// What must be shared afterwards, by key; `None` is nothing.
+    pub shared_data: BTreeMap<String, Option<Vec<u8>>>,
+    /// What must wait in queues afterwards, by the queue's name.
+    pub queues: BTreeMap<String, Vec<Vec<u8>>>,
+}
+
+/// Who makes a response.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// Whoever does.
+    #[default]
+    Either,
+    /// The filter, or the host in its place. Unless the expectation says otherwise, the upstream was not called.
+    Local,
+    /// The upstream.
+    Upstream,
+}
+
+/// What calls to one upstream must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CalloutsExpectation {
+    /// So many.
+    Count(usize),
+    /// Exactly these, in order.
+    Requests(Vec<RequestExpectation>),
 }
 
 /// What a response must be.
@@ -37,6 +69,8 @@ pub struct ResponseExpectation {
     pub body: Option<Vec<u8>>,
     /// Members that the body must have, as JSON; objects may have more.
     pub json: Option<Value>,
+    /// Trailer fields that must be there.
+    pub trailers: BTreeMap<String, FieldExpectation>,
 }
 
 /// What must reach the upstream.
@@ -65,6 +99,8 @@ pub struct RequestExpectation {
     pub body: Option<Vec<u8>>,
     /// Members that the body must have, as JSON; objects may have more.
     pub json: Option<Value>,
+    /// Trailer fields that must be there.
+    pub trailers: BTreeMap<String, FieldExpectation>,
 }
 
 /// What the lines of one field must be.
@@ -86,19 +122,28 @@ impl Expectation {
             && self.upstream.is_none()
             && self.counters.is_empty()
             && self.callouts.is_empty()
+            && self.log.is_empty()
+            && self.details.is_none()
+            && self.properties.is_empty()
+            && self.shared_data.is_empty()
+            && self.queues.is_empty()
     }
 
     /// Every way in which `observed` is not what is expected.
     pub fn compare(&self, observed: &Observed) -> Vec<Mismatch> {
         let mut found = Mismatches::default();
-        let response_name = if self.local { "local_response" } else { "response" };
+        let response_name = if self.origin == Origin::Local { "local_response" } else { "response" };
         match (&self.response, &observed.response) {
             (Some(expected), Some(response)) => {
                 found.response(response_name, expected, response);
-                if self.local && observed.local == Some(false) {
-                    found.add(response_name, "an answer made by the filter", "the upstream's answer");
-                } else if !self.local && observed.local == Some(true) {
-                    found.add(response_name, "the upstream's answer", "an answer made by the filter or the host");
+                match (self.origin, observed.local) {
+                    (Origin::Local, Some(false)) => {
+                        found.add(response_name, "an answer made by the filter", "the upstream's answer");
+                    }
+                    (Origin::Upstream, Some(true)) => {
+                        found.add(response_name, "the upstream's answer", "an answer made by the filter or the host");
+                    }
+                    _ => {}
                 }
             }
             (Some(_), None) => found.add(response_name, "a response", "the connection was closed without one"),
@@ -107,14 +152,15 @@ impl Expectation {
             }
             _ => {}
         }
-        let not_called = self.local && !matches!(self.upstream, Some(UpstreamExpectation::Request(_)))
+        let not_called = self.origin == Origin::Local
+            && !matches!(self.upstream, Some(UpstreamExpectation::Request(_)))
             || self.upstream == Some(UpstreamExpectation::NotCalled);
         match (&self.upstream, observed.upstream.as_slice()) {
             (_, []) if not_called => {}
             (_, [request, ..]) if not_called => {
                 found.add("upstream", "not called", &format!("called with `{} {}`", request.method, request.path));
             }
-            (Some(UpstreamExpectation::Request(expected)), [request]) => found.request(expected, request),
+            (Some(UpstreamExpectation::Request(expected)), [request]) => found.request("upstream", expected, request),
             (Some(UpstreamExpectation::Request(_)), requests) => {
                 found.add(
                     "upstream",
@@ -134,12 +180,50 @@ impl Expectation {
             }
         }
         for (upstream, expected) in &self.callouts {
-            let got = observed.callouts.get(upstream).map_or(0, Vec::len);
-            if got != *expected {
-                found.add(&format!("callouts.{upstream}"), &calls(*expected), &calls(got));
+            let made = observed.callouts.get(upstream).map(Vec::as_slice).unwrap_or_default();
+            let path = format!("callouts.{upstream}");
+            let count = match expected {
+                CalloutsExpectation::Count(count) => *count,
+                CalloutsExpectation::Requests(requests) => requests.len(),
+            };
+            if made.len() != count {
+                found.add(&path, &calls(count), &calls(made.len()));
+            } else if let CalloutsExpectation::Requests(requests) = expected {
+                for (index, (expected, request)) in requests.iter().zip(made).enumerate() {
+                    found.request(&format!("{path}[{index}]"), expected, request);
+                }
             }
         }
+        self.compare_surroundings(observed, &mut found);
         found.0
+    }
+
+    /// What is seen beside the messages.
+    fn compare_surroundings(&self, observed: &Observed, found: &mut Mismatches) {
+        for text in &self.log {
+            if !observed.log.iter().any(|line| line.message.contains(text)) {
+                found.add("log", &format!("a line that contains {}", quoted(text.as_bytes())), "none");
+            }
+        }
+        if let Some(expected) = &self.details
+            && observed.details.as_ref() != Some(expected)
+        {
+            let got = observed.details.as_deref().map_or("(absent)".to_owned(), |details| quoted(details.as_bytes()));
+            found.add("details", &quoted(expected.as_bytes()), &got);
+        }
+        found.values("properties", &self.properties, &observed.properties);
+        found.values("shared_data", &self.shared_data, &observed.shared_data);
+        for (name, expected) in &self.queues {
+            let got = observed.queues.get(name);
+            if got != Some(expected) {
+                let shown = |items: &Vec<Vec<u8>>| {
+                    let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+                    format!("[{}]", items.join(", "))
+                };
+                let got = got.map_or_else(|| "no queue of that name".to_owned(), shown);
+                found.add(&format!("queues.{name}"), &shown(expected), &got);
+            }
+        }
     }
 }
 
@@ -185,12 +269,13 @@ impl Mismatches {
         }
         self.fields(path, &expected.fields, &expected.absent_fields, &response.fields);
         self.body(path, expected.body.as_deref(), expected.json.as_ref(), &response.body);
+        self.lines(&format!("{path}.trailers"), &expected.trailers, &response.trailers);
         if !response.complete {
             self.add(path, "a complete response", "one that was cut off");
         }
     }
 
-    fn request(&mut self, expected: &RequestExpectation, request: &ObservedRequest) {
+    fn request(&mut self, at: &str, expected: &RequestExpectation, request: &ObservedRequest) {
         let parts = [
             ("method", &expected.method, &request.method),
             ("path", &expected.path, &request.path),
@@ -200,13 +285,30 @@ impl Mismatches {
             if let Some(expected) = expected
                 && expected != got
             {
-                self.add(&format!("upstream.{name}"), &quoted(expected.as_bytes()), &quoted(got.as_bytes()));
+                self.add(&format!("{at}.{name}"), &quoted(expected.as_bytes()), &quoted(got.as_bytes()));
             }
         }
-        self.fields("upstream", &expected.fields, &expected.absent_fields, &request.fields);
-        self.body("upstream", expected.body.as_deref(), expected.json.as_ref(), &request.body);
+        self.fields(at, &expected.fields, &expected.absent_fields, &request.fields);
+        self.body(at, expected.body.as_deref(), expected.json.as_ref(), &request.body);
+        self.lines(&format!("{at}.trailers"), &expected.trailers, &request.trailers);
         if !request.complete {
-            self.add("upstream", "a complete request", "one that was cut off");
+            self.add(at, "a complete request", "one that was cut off");
+        }
+    }
+
+    /// What is kept under names: this value, or nothing.
+    fn values(
+        &mut self,
+        path: &str,
+        expected: &BTreeMap<String, Option<Vec<u8>>>,
+        observed: &BTreeMap<String, Vec<u8>>,
+    ) {
+        let shown = |value: Option<&Vec<u8>>| value.map_or_else(|| "(absent)".to_owned(), |value| quoted(value));
+        for (name, expected) in expected {
+            let got = observed.get(name);
+            if got != expected.as_ref() {
+                self.add(&format!("{path}.{name}"), &shown(expected.as_ref()), &shown(got));
+            }
         }
     }
 
@@ -217,6 +319,16 @@ impl Mismatches {
         absent: &[String],
         fields: &FieldLines,
     ) {
+        self.lines(&format!("{path}.fields"), expected, fields);
+        for name in absent {
+            let lines: Vec<&[u8]> = fields.get_all(name).collect();
+            if !lines.is_empty() {
+                self.add(&format!("{path}.absent_fields"), &format!("no `{name}`"), &all_quoted(lines.into_iter()));
+            }
+        }
+    }
+
+    fn lines(&mut self, path: &str, expected: &BTreeMap<String, FieldExpectation>, fields: &FieldLines) {
         for (name, expectation) in expected {
             let lines: Vec<&[u8]> = fields.get_all(name).collect();
             let (holds, wanted) = match expectation {
@@ -234,13 +346,7 @@ impl Mismatches {
                 ),
             };
             if !holds {
-                self.add(&format!("{path}.fields.{name}"), &wanted, &all_quoted(lines.into_iter()));
-            }
-        }
-        for name in absent {
-            let lines: Vec<&[u8]> = fields.get_all(name).collect();
-            if !lines.is_empty() {
-                self.add(&format!("{path}.absent_fields"), &format!("no `{name}`"), &all_quoted(lines.into_iter()));
+                self.add(&format!("{path}.{name}"), &wanted, &all_quoted(lines.into_iter()));
             }
         }
     }
@@ -292,7 +398,7 @@ fn all_quoted<'a>(lines: impl ExactSizeIterator<Item = &'a [u8]>) -> String {
 const SHOWN_BYTES_MAX: usize = 400;
 
 /// Bytes in quotes; what is not printable is escaped, and what is long is cut.
-fn quoted(bytes: &[u8]) -> String {
+pub(crate) fn quoted(bytes: &[u8]) -> String {
     let shown = bytes.get(..SHOWN_BYTES_MAX).unwrap_or(bytes);
     let mut text = String::from("\"");
     match std::str::from_utf8(shown) {
@@ -310,14 +416,15 @@ fn quoted(bytes: &[u8]) -> String {
     text
 }
 
-/// What happened, for the reader of a failed scenario.
+/// What happened, for the reader of a failed scenario. Credentials are not shown unless the trace shows them.
 pub fn describe(observed: &Observed) -> String {
+    let secrets = observed.trace.secrets();
     let mut text = String::new();
     match &observed.response {
         Some(response) => {
             let _ =
                 writeln!(text, "response: {}{}", response.status, if response.complete { "" } else { " (cut off)" });
-            describe_message(&mut text, &response.fields, &response.body);
+            describe_message(&mut text, &response.fields, &response.body, &response.trailers, secrets);
         }
         None => text.push_str("response: none, the connection was closed\n"),
     }
@@ -335,7 +442,7 @@ pub fn describe(observed: &Observed) -> String {
             request.path,
             if request.complete { "" } else { " (cut off)" }
         );
-        describe_message(&mut text, &request.fields, &request.body);
+        describe_message(&mut text, &request.fields, &request.body, &request.trailers, secrets);
     }
     for (upstream, requests) in &observed.callouts {
         for request in requests {
@@ -354,15 +461,30 @@ pub fn describe(observed: &Observed) -> String {
             let _ = writeln!(text, "  {}: {}", line.level, line.message);
         }
     }
+    if !observed.properties.is_empty() {
+        text.push_str("properties:\n");
+        for (name, value) in &observed.properties {
+            let _ = writeln!(text, "  {name}: {}", shown_value(name, value, secrets));
+        }
+    }
+    if !observed.trace.is_empty() {
+        text.push_str("trace:\n");
+        for line in observed.trace.to_string().lines() {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
     text
 }
 
-fn describe_message(text: &mut String, fields: &FieldLines, body: &[u8]) {
+fn describe_message(text: &mut String, fields: &FieldLines, body: &[u8], trailers: &FieldLines, secrets: Secrets) {
     for (name, value) in fields.iter() {
-        let _ = writeln!(text, "  {name}: {}", quoted(value));
+        let _ = writeln!(text, "  {name}: {}", shown_value(name, value, secrets));
     }
     if !body.is_empty() {
         let _ = writeln!(text, "  body: {}", quoted(body));
+    }
+    for (name, value) in trailers.iter() {
+        let _ = writeln!(text, "  trailer {name}: {}", shown_value(name, value, secrets));
     }
 }
 
@@ -408,7 +530,8 @@ mod tests {
     }
 
     fn response(response: ResponseExpectation, local: bool) -> Expectation {
-        Expectation { response: Some(response), local, ..Expectation::default() }
+        let origin = if local { Origin::Local } else { Origin::Upstream };
+        Expectation { response: Some(response), origin, ..Expectation::default() }
     }
 
     #[test]
@@ -444,6 +567,7 @@ mod tests {
                 absent_fields: vec!["vary".into()],
                 body: Some(b"no".to_vec()),
                 json: Some(json!({ "reason": "other", "title": "x" })),
+                ..ResponseExpectation::default()
             },
             true,
         );

@@ -1,31 +1,64 @@
-//! Scenarios against a filter's `.wasm` on a simulated host.
+//! A simulated host for Proxy-Wasm filters, and scenarios that run on it and on real hosts.
+//!
+//! [`Host`] is what Rust tests use: it loads a filter's `.wasm`, sends requests through it as a whole or phase by phase
+//! ([`Stream`]), plays its upstreams and its clock, and shows what came of it ([`Observed`]) and how ([`Trace`]). No sockets,
+//! no threads, no async; each test makes a host of its own, so tests run in parallel.
+//!
+//! ```no_run
+//! use portcullis_harness::{Host, for_every_split};
+//!
+//! let host = Host::new();
+//! let filter = host.load("target/filters/my-filter.wasm").configuration(r#"{ "deny": "evil" }"#).start()?;
+//! for_every_split("an evil body", |pieces| {
+//!     filter.request("POST", "/").body_pieces(pieces).send().assert_local_response(403);
+//! });
+//! host.assert_no_lints();
+//! # Ok::<(), portcullis_harness::HarnessError>(())
+//! ```
 //!
 //! A scenario is a file: a plugin configuration, requests, and what must come of each. [`Scenario`] reads it,
-//! [`Harness`] runs the filter without any socket, and [`Expectation::compare`] judges what came of it. The same files run
-//! against `portcullis serve` and the real Envoy; those runners live elsewhere and share everything but the host.
-//!
-//! [`run`] is behind `portcullis test`. A filter's own Rust tests use [`Guest`] and [`Harness`].
+//! [`run_scenario`] runs it on a [`Host`], and [`Expectation::compare`] judges what came of it. The same files run against
+//! `portcullis serve` and the real Envoy; those runners live elsewhere and share everything but the host.
 
+mod assertions;
 mod content;
 mod expectation;
+mod filter;
+mod host;
 mod keys;
 mod message;
+mod module;
+mod plan;
+mod ring;
 mod run;
 mod scenario;
-mod simulated;
+mod split;
+mod stream;
 mod template;
 mod token;
+mod trace;
 mod yaml;
 
 pub use expectation::{
-    Expectation, FieldExpectation, Mismatch, RequestExpectation, ResponseExpectation, UpstreamExpectation, describe,
+    CalloutsExpectation, Expectation, FieldExpectation, Mismatch, Origin, RequestExpectation, ResponseExpectation,
+    UpstreamExpectation, describe,
 };
+pub use filter::{Filter, FilterBuilder, Guest, HarnessError, IntoConfiguration, Source};
+pub use host::{Host, NOW_DEFAULT, PendingCall, Upstream};
 pub use keys::{KeyError, SigningKey};
 pub use message::{FieldLines, LogLine, Observed, ObservedRequest, ObservedResponse};
+pub use plan::{Callout, CalloutAnswer, RequestPlan, ResponsePlan};
+/// What tests meet of the host that filters run in.
+pub use portcullis_abi::{
+    Capabilities, Direction, FailurePolicy, Hold, Limits, LogLevel, MetricValue, Plugin, PluginHealth, PluginState,
+    Protocol, StreamInfo, TlsInfo, TraceEvent, TraceValue,
+};
 pub use run::{
     Outcome, Report, RunOptions, Verdict, find_module, find_scenarios, judge, refused_as_expected, run, run_scenario,
 };
-pub use scenario::{Callout, CalloutAnswer, Host, RequestPlan, ResponsePlan, Scenario, Step};
-pub use simulated::{Builder, Guest, Harness, HarnessError, NOW_DEFAULT, RequestBuilder};
+pub use scenario::{HostKind, Scenario, Step};
+pub use split::{for_every_split, splits};
+pub use stream::{EndOfStream, Flow, RequestBuilder, Stream};
 pub use token::{Signature, TokenRecipe};
+pub use trace::{Secrets, Trace};
 pub use yaml::FileError;

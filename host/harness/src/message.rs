@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::trace::Trace;
+
 /// Field lines in order; names are lower-case, values are bytes, repeated names are kept apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldLines(Vec<(String, Vec<u8>)>);
@@ -114,6 +116,14 @@ pub struct Observed {
     pub callouts: BTreeMap<String, Vec<ObservedRequest>>,
     /// What was logged meanwhile.
     pub log: Vec<LogLine>,
+    /// What filters have stored with the stream, by the name under which they did; where the host shows it.
+    pub properties: BTreeMap<String, Vec<u8>>,
+    /// What filters share afterwards, by key; as far as it was asked for.
+    pub shared_data: BTreeMap<String, Vec<u8>>,
+    /// What waits in queues afterwards, by the queue's name; as far as it was asked for.
+    pub queues: BTreeMap<String, Vec<Vec<u8>>>,
+    /// What passed between the host and the filters meanwhile; where the host shows it.
+    pub trace: Trace,
 }
 
 impl Observed {

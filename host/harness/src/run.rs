@@ -5,9 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::expectation::describe;
+use crate::filter::{Guest, HarnessError};
+use crate::host::{Host, NOW_DEFAULT};
 use crate::message::Observed;
-use crate::scenario::{Host, Scenario};
-use crate::simulated::{Guest, HarnessError, NOW_DEFAULT};
+use crate::module::find_built;
+use crate::scenario::{HostKind, Scenario};
 
 /// How to run.
 #[derive(Debug, Clone, Default)]
@@ -155,7 +157,7 @@ fn run_file(file: &Path, options: &RunOptions, guests: &mut Guests) -> Option<Ou
         return None;
     }
     let mut lints = Vec::new();
-    let verdict = if scenario.hosts.contains(&Host::Harness) {
+    let verdict = if scenario.hosts.contains(&HostKind::Harness) {
         match guests.get(&scenario, options.wasm.as_deref()) {
             Ok(guest) => match run_scenario(&scenario, &guest, &mut lints) {
                 Ok(()) => Verdict::Passed,
@@ -173,28 +175,28 @@ fn run_file(file: &Path, options: &RunOptions, guests: &mut Guests) -> Option<Ou
 pub fn run_scenario(scenario: &Scenario, guest: &Guest, lints: &mut Vec<String>) -> Result<(), String> {
     let now = scenario.now.unwrap_or(NOW_DEFAULT);
     let steps = scenario.plan(now).map_err(|error| error.to_string())?;
-    let mut builder = guest.harness().configuration(scenario.configuration.clone()).now(now);
+    let host = Host::new().at(now);
     for upstream in &scenario.callout_upstreams {
-        builder = builder.upstream(upstream);
+        host.upstream(upstream).answers([]);
     }
-    let mut harness = match (builder.start(), &scenario.refused) {
-        (Ok(harness), None) => harness,
+    let filter = match (host.load(guest).configuration(scenario.configuration.clone()).start(), &scenario.refused) {
+        (Ok(filter), None) => filter,
         (Ok(_), Some(_)) => return Err("the configuration was accepted, but must be refused".to_owned()),
-        (Err(HarnessError::Start(message)), Some(texts)) => return refused_as_expected(texts, &message),
+        (Err(HarnessError::Refused { message, .. }), Some(texts)) => return refused_as_expected(texts, &message),
         (Err(error), _) => return Err(error.to_string()),
     };
     let mut failures = Vec::new();
     for (index, step) in steps.iter().enumerate() {
-        harness.advance(step.advance);
+        host.advance(step.advance);
         for (upstream, answers) in &step.callouts {
-            harness.answer_callouts(upstream, answers.clone());
+            host.upstream(upstream).answers(answers.clone());
         }
-        let observed = harness.exchange(&step.request, &step.upstream_response);
+        let observed = filter.exchange(&step.request, &step.upstream_response);
         if let Some(failure) = judge(index, steps.len(), step, &observed) {
             failures.push(failure);
         }
     }
-    lints.extend(harness.lints());
+    lints.extend(host.lints());
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }
 
@@ -294,16 +296,11 @@ pub fn find_module(scenario: &Scenario) -> Result<PathBuf, String> {
     if let Some(wasm) = &scenario.wasm {
         return Ok(wasm.clone());
     }
-    let name = format!("filters/{}.wasm", scenario.filter);
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(|target| PathBuf::from(target).join(&name));
     let file = scenario.file.canonicalize().unwrap_or_else(|_| scenario.file.clone());
-    let above = file.ancestors().map(|folder| folder.join("target").join(&name));
-    target.into_iter().chain(above).find(|module| module.is_file()).ok_or_else(|| {
+    find_built(&scenario.filter, file.parent().unwrap_or(&file)).map_err(|(problem, hint)| {
         format!(
-            "{}: the filter `{}` is not built: there is no `target/{name}`\n  \
-             hint: run `cargo xtask build-filters`, or name the module with `--filter` or with `wasm:` in the scenario",
-            scenario.file.display(),
-            scenario.filter
+            "{}: {problem}\n  hint: {hint}; or name the module with `--filter` or with `wasm:` in the scenario",
+            scenario.file.display()
         )
     })
 }

@@ -14,8 +14,12 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::content::{Content, Line, is_token};
-use crate::expectation::{Expectation, FieldExpectation, RequestExpectation, ResponseExpectation, UpstreamExpectation};
+use crate::expectation::{
+    CalloutsExpectation, Expectation, FieldExpectation, Origin, RequestExpectation, ResponseExpectation,
+    UpstreamExpectation,
+};
 use crate::message::FieldLines;
+use crate::plan::{AUTHORITY_DEFAULT, Callout, CalloutAnswer, RequestPlan, ResponsePlan};
 use crate::template::{Values, expand};
 use crate::token::{TokenRecipe, mint};
 use crate::yaml::{FileError, nearest, read, reason};
@@ -23,25 +27,26 @@ use crate::yaml::{FileError, nearest, read, reason};
 /// Where a scenario runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Host {
+pub enum HostKind {
     /// The simulated host, in this process.
     Harness,
     /// `portcullis serve`, over sockets.
-    Host,
+    #[serde(rename = "host")]
+    Standalone,
     /// The real Envoy, over sockets.
     Envoy,
 }
 
-impl Host {
+impl HostKind {
     /// All of them.
-    pub const ALL: [Host; 3] = [Host::Harness, Host::Host, Host::Envoy];
+    pub const ALL: [HostKind; 3] = [HostKind::Harness, HostKind::Standalone, HostKind::Envoy];
 
     /// As it is written in files and in test names.
     pub fn name(self) -> &'static str {
         match self {
-            Host::Harness => "harness",
-            Host::Host => "host",
-            Host::Envoy => "envoy",
+            HostKind::Harness => "harness",
+            HostKind::Standalone => "host",
+            HostKind::Envoy => "envoy",
         }
     }
 }
@@ -60,7 +65,7 @@ pub struct Scenario {
     /// The plugin configuration, byte for byte.
     pub configuration: Vec<u8>,
     /// Where it runs.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<HostKind>,
     /// The scripted time at which it starts, in seconds since 1970. Only the harness can set its clock.
     pub now: Option<u64>,
     /// The configuration must be refused, and the log must hold each of these texts. Such a scenario has no steps.
@@ -89,78 +94,6 @@ pub struct Step {
     pub expect: Expectation,
 }
 
-/// A request to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestPlan {
-    /// The method.
-    pub method: String,
-    /// The request target.
-    pub path: String,
-    /// The authority.
-    pub authority: String,
-    /// Header fields in order.
-    pub fields: FieldLines,
-    /// The body in the pieces it arrives in; no piece means no body.
-    pub body: Vec<Vec<u8>>,
-    /// Trailer fields.
-    pub trailers: FieldLines,
-}
-
-impl RequestPlan {
-    /// A request without fields and body to `api.example.com`.
-    pub fn new(method: &str, path: &str) -> RequestPlan {
-        RequestPlan {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            authority: authority_default(),
-            fields: FieldLines::new(),
-            body: Vec::new(),
-            trailers: FieldLines::new(),
-        }
-    }
-}
-
-/// A response that a script gives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResponsePlan {
-    /// The status code.
-    pub status: u16,
-    /// Header fields in order.
-    pub fields: FieldLines,
-    /// The body in the pieces it arrives in.
-    pub body: Vec<Vec<u8>>,
-    /// Trailer fields.
-    pub trailers: FieldLines,
-}
-
-impl Default for ResponsePlan {
-    fn default() -> ResponsePlan {
-        ResponsePlan { status: 200, fields: FieldLines::new(), body: vec![b"ok".to_vec()], trailers: FieldLines::new() }
-    }
-}
-
-/// An answer to a callout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Callout {
-    /// Only for this path; `None` means any.
-    pub path: Option<String>,
-    /// How often this answer is given before the next one is; `None` means always.
-    pub times: Option<u32>,
-    /// The answer.
-    pub answer: CalloutAnswer,
-}
-
-/// What becomes of a callout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CalloutAnswer {
-    /// It is answered.
-    Response(ResponsePlan),
-    /// The upstream is not there: the filter sees the 503 that the host makes.
-    Refused,
-    /// No answer ever comes: the filter sees the 504 that the host makes once its own deadline has passed.
-    Timeout,
-}
-
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -172,7 +105,7 @@ struct Document {
     #[serde(default)]
     config_inline: Option<Value>,
     #[serde(default)]
-    hosts: Option<Vec<Host>>,
+    hosts: Option<Vec<HostKind>>,
     #[serde(default)]
     fresh: bool,
     #[serde(default)]
@@ -229,7 +162,7 @@ fn method_default() -> String {
 }
 
 fn authority_default() -> String {
-    "api.example.com".to_owned()
+    AUTHORITY_DEFAULT.to_owned()
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -447,7 +380,7 @@ impl Scenario {
             }
         };
         let hosts = match &document.hosts {
-            None => Host::ALL.to_vec(),
+            None => HostKind::ALL.to_vec(),
             Some(hosts) if hosts.is_empty() => {
                 return Err(fail("hosts", "the list is empty, so the scenario would never run".into())
                     .hint("leave it out to run on `harness`, `host` and `envoy`"));
@@ -455,7 +388,7 @@ impl Scenario {
             Some(hosts) => hosts.clone(),
         };
         let moves_clock = document.now.is_some() || document.steps.iter().flatten().any(|step| step.advance.is_some());
-        if moves_clock && hosts != [Host::Harness] {
+        if moves_clock && hosts != [HostKind::Harness] {
             let path = if document.now.is_some() { "now" } else { "steps" };
             return Err(fail(path, "only the harness can set its clock".into())
                 .hint("add `hosts: [harness]`, or leave out `now` and `advance`"));
@@ -707,6 +640,7 @@ impl Planner<'_> {
                 list.push(Callout {
                     path: answer.path.clone(),
                     times: answer.times,
+                    delay: Duration::ZERO,
                     answer: match (&answer.response, answer.failure) {
                         (Some(response), None) => {
                             CalloutAnswer::Response(self.response(&format!("{path}.response"), Some(response))?)
@@ -736,15 +670,15 @@ impl Planner<'_> {
 
     fn expect(&self, path: &str, expect: &ExpectDocument) -> Result<Expectation, FileError> {
         let at = |name: &str| format!("{path}.{name}");
-        let (response, local) = match (&expect.local_response, &expect.response) {
+        let (response, origin) = match (&expect.local_response, &expect.response) {
             (Some(_), Some(_)) => {
                 return Err(self.fail(path, "both `local_response` and `response` are given").hint(
                     "`local_response` is for an answer made by the filter, `response` for one from the upstream",
                 ));
             }
-            (Some(local), None) => (Some(self.expect_response(&at("local_response"), local)?), true),
-            (None, Some(response)) => (Some(self.expect_response(&at("response"), response)?), false),
-            (None, None) => (None, false),
+            (Some(local), None) => (Some(self.expect_response(&at("local_response"), local)?), Origin::Local),
+            (None, Some(response)) => (Some(self.expect_response(&at("response"), response)?), Origin::Upstream),
+            (None, None) => (None, Origin::Either),
         };
         if expect.closed && response.is_some() {
             return Err(self.fail(&at("closed"), "a connection closed without an answer has no response"));
@@ -761,17 +695,23 @@ impl Planner<'_> {
                     absent_fields: self.names(&format!("{path}.absent_fields"), &request.absent_fields)?,
                     body: self.optional_content(&format!("{path}.body"), request.body.as_ref())?,
                     json: request.json.clone(),
+                    ..RequestExpectation::default()
                 }))
             }
             None => None,
         };
         let expectation = Expectation {
             response,
-            local,
+            origin,
             closed: expect.closed,
             upstream,
             counters: expect.counters.clone(),
-            callouts: expect.callouts.clone(),
+            callouts: expect
+                .callouts
+                .iter()
+                .map(|(upstream, count)| (upstream.clone(), CalloutsExpectation::Count(*count)))
+                .collect(),
+            ..Expectation::default()
         };
         if expectation.is_empty() {
             return Err(self
@@ -788,6 +728,7 @@ impl Planner<'_> {
             absent_fields: self.names(&format!("{path}.absent_fields"), &response.absent_fields)?,
             body: self.optional_content(&format!("{path}.body"), response.body.as_ref())?,
             json: response.json.clone(),
+            ..ResponseExpectation::default()
         })
     }
 
@@ -897,7 +838,7 @@ expect:
         let scenario = parse(WHOLE).unwrap();
         assert_eq!(scenario.filter, "demo");
         assert_eq!(scenario.configuration, br#"{"issuer":"https://issuer.example"}"#);
-        assert_eq!(scenario.hosts, [Host::Harness, Host::Envoy]);
+        assert_eq!(scenario.hosts, [HostKind::Harness, HostKind::Envoy]);
         assert_eq!(scenario.callout_upstreams, ["keys"]);
         let [step] = scenario.plan(1000).unwrap().try_into().unwrap();
         assert_eq!(step.request.method, "POST");
@@ -911,7 +852,7 @@ expect:
         assert!(step.upstream_response.body.is_empty());
         assert_eq!(step.callouts["keys"].len(), 2);
         assert_eq!(step.callouts["keys"][1].answer, CalloutAnswer::Refused);
-        assert!(!step.expect.local);
+        assert_eq!(step.expect.origin, Origin::Upstream);
         assert_eq!(step.expect.counters["demo_allowed_total"], 1);
     }
 

@@ -5,8 +5,13 @@
 ;; * `x-ask` present: asks the upstream `keys`, holding the request; 200 lets it pass, anything else is a 503
 ;; * `x-wait` present: holds the request until the next tick, which comes every 300 ms
 ;; * `x-hold` present: holds it and never lets go
+;; * `x-body` present: holds head and body until all of it is there
+;; * `x-share` present: shares `v` under `k`, puts `item` into the queue `q`, keeps the property `mark` with the stream
+;; * `x-weather` present: says as `x-forecast` what the property `weather` is
 ;; * `x-lint` present: reads a request field while the response passes, which no guest should
 ;; * otherwise: adds `x-seen: 1` and passes
+;;
+;; A response with `x-late` is held until its body has ended. Items of the queue `q` are counted as `queued`.
 (module
   (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
   (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
@@ -18,16 +23,35 @@
   (import "env" "proxy_set_effective_context" (func $become (param i32) (result i32)))
   (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
   (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (import "env" "proxy_set_shared_data" (func $share (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_dequeue_shared_queue" (func $dequeue (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_property" (func $set_property (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
   (global $next (mut i32) (i32.const 4096))
   (global $asking (mut i32) (i32.const 0))
   (global $waiting (mut i32) (i32.const 0))
   (global $careless (mut i32) (i32.const 0))
+  (global $collecting (mut i32) (i32.const 0))
   (data (i32.const 0) "x-deny")
   (data (i32.const 16) "x-ask")
   (data (i32.const 32) "x-wait")
   (data (i32.const 48) "x-hold")
   (data (i32.const 192) "x-lint")
+  (data (i32.const 208) "x-body")
+  (data (i32.const 224) "x-share")
+  (data (i32.const 240) "x-weather")
+  (data (i32.const 384) "k")
+  (data (i32.const 385) "v")
+  (data (i32.const 386) "q")
+  (data (i32.const 388) "item")
+  (data (i32.const 392) "mark")
+  (data (i32.const 396) "weather")
+  (data (i32.const 404) "x-forecast")
+  (data (i32.const 416) "queued")
+  (data (i32.const 424) "x-late")
   (data (i32.const 64) "x-seen")
   (data (i32.const 80) "1")
   (data (i32.const 96) "denied")
@@ -50,6 +74,8 @@
   (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
   (func (export "proxy_on_configure") (param $root i32) (param $size i32) (result i32)
     (drop (call $define (i32.const 0) (i32.const 96) (i32.const 6) (i32.const 512)))
+    (drop (call $define (i32.const 0) (i32.const 416) (i32.const 6) (i32.const 528)))
+    (drop (call $register (i32.const 386) (i32.const 1) (i32.const 532)))
     (drop (call $tick (i32.const 300)))
     (if (i32.eq (local.get $size) (i32.const 3))
       (then (drop (call $log (i32.const 4) (i32.const 112) (i32.const 2)))))
@@ -73,12 +99,32 @@
       (then (global.set $waiting (local.get $id)) (return (i32.const 1))))
     (if (call $has (i32.const 48) (i32.const 6))
       (then (return (i32.const 1))))
+    (global.set $collecting (call $has (i32.const 208) (i32.const 6)))
+    (if (i32.and (global.get $collecting) (i32.eqz (local.get $end))) (then (return (i32.const 1))))
+    (if (call $has (i32.const 224) (i32.const 7))
+      (then
+        (drop (call $share (i32.const 384) (i32.const 1) (i32.const 385) (i32.const 1) (i32.const 0)))
+        (drop (call $enqueue (i32.load (i32.const 532)) (i32.const 388) (i32.const 4)))
+        (drop (call $set_property (i32.const 392) (i32.const 4) (i32.const 80) (i32.const 1)))))
+    (if (call $has (i32.const 240) (i32.const 9))
+      (then
+        (if (i32.eqz (call $property (i32.const 396) (i32.const 7) (i32.const 516) (i32.const 520)))
+          (then
+            (drop (call $add (i32.const 0) (i32.const 404) (i32.const 10)
+              (i32.load (i32.const 516)) (i32.load (i32.const 520))))))))
     (global.set $careless (call $has (i32.const 192) (i32.const 6)))
     (drop (call $add (i32.const 0) (i32.const 64) (i32.const 6) (i32.const 80) (i32.const 1)))
     (i32.const 0))
+  (func (export "proxy_on_request_body") (param $id i32) (param $bytes i32) (param $end i32) (result i32)
+    (i32.and (global.get $collecting) (i32.eqz (local.get $end))))
   (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
     (if (global.get $careless) (then (drop (call $has (i32.const 0) (i32.const 6)))))
-    (i32.const 0))
+    (i32.eqz (call $get (i32.const 2) (i32.const 424) (i32.const 6) (i32.const 516) (i32.const 520))))
+  (func (export "proxy_on_response_body") (param $id i32) (param $bytes i32) (param $end i32) (result i32)
+    (i32.eqz (local.get $end)))
+  (func (export "proxy_on_queue_ready") (param $root i32) (param $queue i32)
+    (if (i32.eqz (call $dequeue (local.get $queue) (i32.const 516) (i32.const 520)))
+      (then (drop (call $increment (i32.load (i32.const 528)) (i64.const 1))))))
   (func $let_go (param $id i32)
     (drop (call $become (local.get $id)))
     (drop (call $continue (i32.const 0))))

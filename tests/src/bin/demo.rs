@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use portcullis_harness::{Host, SigningKey};
+use portcullis_harness::{HostKind, SigningKey};
 use portcullis_tests::server::Server;
 use portcullis_tests::{places, process};
 use serde_json::{Value, json};
@@ -97,7 +97,7 @@ fn demo(keep: bool) -> anyhow::Result<()> {
     started("orders API", api);
     let host = Server::portcullis(&policy).map_err(|error| anyhow!(error))?;
     started("portcullis serve", host.address());
-    let envoy = Server::start(Host::Envoy, &policy).map_err(|error| anyhow!(error))?;
+    let envoy = Server::start(HostKind::Envoy, &policy).map_err(|error| anyhow!(error))?;
     started("Envoy", envoy.address());
     println!(
         "\nBoth run the same filter, {}, and the same policy:",

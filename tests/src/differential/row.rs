@@ -160,21 +160,21 @@ impl Step {
             body: vec![body.as_bytes().to_vec()],
             trailers: FieldLines::new(),
         };
-        self.callouts.push(Callout { path: None, times: None, answer: CalloutAnswer::Response(response) });
+        self.callouts.push(Callout::always(response));
         self
     }
 
     /// The upstream `callee` never answers.
     #[must_use]
     pub fn callee_is_silent(mut self) -> Step {
-        self.callouts.push(Callout { path: None, times: None, answer: CalloutAnswer::Timeout });
+        self.callouts.push(Callout::always(CalloutAnswer::Timeout));
         self
     }
 
     /// The upstream `callee` closes the connection instead of answering.
     #[must_use]
     pub fn callee_hangs_up(mut self) -> Step {
-        self.callouts.push(Callout { path: None, times: None, answer: CalloutAnswer::Refused });
+        self.callouts.push(Callout::always(CalloutAnswer::Refused));
         self
     }
 

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portcullis_harness::{Host, RequestPlan};
+use portcullis_harness::{HostKind, RequestPlan};
 
 use super::outcome::Outcome;
 use super::policy::{self, SHARED, Upstreams};
@@ -32,7 +32,7 @@ pub struct Stage {
 }
 
 struct Side {
-    host: Host,
+    host: HostKind,
     server: Server,
     transcripts: Arc<Transcripts>,
 }
@@ -44,22 +44,22 @@ impl Stage {
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
         let upstreams = Upstreams { origin: origin.address(), callee: callee.address(), closed: closed_address()? };
         let policy = policy::write(folder.path(), rows, &upstreams)?;
-        let side = |host: Host| -> Result<Side, String> {
+        let side = |host: HostKind| -> Result<Side, String> {
             let transcripts = Arc::new(Transcripts::default());
             let noted = Arc::clone(&transcripts);
             let server = Server::start_watched(host, &policy, move |line| !noted.note(line))?;
             Ok(Side { host, server, transcripts })
         };
         let (ours, envoy) = std::thread::scope(|scope| {
-            let envoy = scope.spawn(|| side(Host::Envoy));
-            (side(Host::Host), envoy.join())
+            let envoy = scope.spawn(|| side(HostKind::Envoy));
+            (side(HostKind::Standalone), envoy.join())
         });
         let envoy = envoy.map_err(|_| "starting Envoy panicked".to_owned())??;
         Ok(Stage { sides: [envoy, ours?], origin, callee, fences: 0, _folder: folder })
     }
 
     /// Runs a row on one host.
-    pub fn run(&mut self, host: Host, row: &Row) -> Result<Outcome, String> {
+    pub fn run(&mut self, host: HostKind, row: &Row) -> Result<Outcome, String> {
         let index = self.sides.iter().position(|side| side.host == host).ok_or("this host has no server")?;
         self.fences += 1;
         let Some(side) = self.sides.get_mut(index) else { return Err("this host has no server".to_owned()) };

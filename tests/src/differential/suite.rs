@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use portcullis_harness::Host;
+use portcullis_harness::HostKind;
 
 use super::outcome::{Outcome, difference};
 use super::row::Row;
@@ -62,7 +62,7 @@ impl Suite {
     fn run(&self, row: &Row) -> Result<Compared, String> {
         let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         let stage = stage.get_or_insert_with(|| Stage::start(&self.rows)).as_mut().map_err(|error| error.clone())?;
-        Ok(Compared { envoy: stage.run(Host::Envoy, row)?, ours: stage.run(Host::Host, row)? })
+        Ok(Compared { envoy: stage.run(HostKind::Envoy, row)?, ours: stage.run(HostKind::Standalone, row)? })
     }
 
     /// Whether a row came out as declared.
