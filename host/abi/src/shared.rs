@@ -315,8 +315,7 @@ impl Shared {
 
     /// The value that guests of this `vm_id` share under `key`.
     pub fn data(&self, vm_id: &str, key: &[u8]) -> Option<Vec<u8>> {
-        let mut value = Vec::new();
-        self.get_data(vm_id, key, &mut value).map(|_| value)
+        self.get_data(vm_id, key).map(|(value, _)| value.to_vec())
     }
 
     /// All that guests of this `vm_id` share, by key.
@@ -324,7 +323,7 @@ impl Shared {
         let scope = scoped(vm_id, b"");
         let data = lock(&self.data);
         let ours = data.entries.iter().filter_map(|(key, entry)| Some((key.strip_prefix(&*scope)?, entry)));
-        ours.map(|(key, entry)| (key.to_vec(), entry.value.clone())).collect()
+        ours.map(|(key, entry)| (key.to_vec(), entry.value.to_vec())).collect()
     }
 
     /// Shares a value as a guest would, whatever is there. `false`: the limits do not allow it.
