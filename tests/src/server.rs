@@ -115,6 +115,12 @@ impl Server {
         }
     }
 
+    /// Sends the process a signal, e.g. `HUP`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.process.id().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "no signal {name} could be sent");
+    }
+
     /// Where the listener is.
     pub fn address(&self) -> SocketAddr {
         self.address

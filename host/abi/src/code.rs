@@ -15,7 +15,8 @@ use std::hash::{Hash as _, Hasher};
 use ring::hmac;
 use sha2::{Digest, Sha256};
 
-use crate::engine::{Engine, Module, ModuleError, ModuleLimits};
+use crate::bounds::ModuleLimits;
+use crate::engine::{Engine, Module, ModuleError};
 
 /// What every sealed code begins with: what it is, and the version of this layout.
 const MAGIC: &[u8] = b"portcullis sealed code 1\n";

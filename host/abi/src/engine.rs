@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use wasmtime::{Config, ExternType, InstancePre, OptLevel, ValType, WasmBacktraceDetails};
 
+use crate::bounds::ModuleLimits;
 use crate::hostcalls::{self, HostFunctions};
 use crate::vm::VmState;
 
@@ -150,33 +151,6 @@ impl AbiVersion {
     }
 }
 
-/// What a module may cost when it is loaded.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct ModuleLimits {
-    /// Bytes of the `.wasm` file. Default 32 MiB: Go guests have 1 to 4 MiB, and compiling takes memory in proportion.
-    pub module_bytes_max: usize,
-}
-
-impl Default for ModuleLimits {
-    fn default() -> ModuleLimits {
-        ModuleLimits { module_bytes_max: 32 * 1024 * 1024 }
-    }
-}
-
-impl ModuleLimits {
-    /// Whether a module may be compiled at all.
-    ///
-    /// # Errors
-    /// The limit that it is above.
-    pub fn check(&self, wasm: &[u8]) -> Result<(), ModuleError> {
-        if wasm.len() > self.module_bytes_max {
-            return Err(ModuleError::TooLarge { bytes: wasm.len(), max: self.module_bytes_max });
-        }
-        Ok(())
-    }
-}
-
 /// Why a module cannot be a plugin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -190,6 +164,42 @@ pub enum ModuleError {
         bytes: usize,
         /// The bound.
         max: usize,
+    },
+    /// It declares more of something than allowed.
+    #[error(
+        "the module has {count} {what}, more than the {max} allowed\n  hint: no compiler makes so many; if yours does, tell us"
+    )]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        count: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// One function is larger than allowed.
+    #[error(
+        "function {number} of the module has {bytes} bytes, more than the {max} allowed\n  hint: build with optimisation, \
+         and keep large tables in data instead of code"
+    )]
+    FunctionTooLarge {
+        /// The function's number, imported ones not counted.
+        number: u32,
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// It wants more memory from the beginning than its plugin may have.
+    #[error(
+        "the module begins with {bytes} bytes of memory, more than the {max} allowed\n  hint: raise `limits.memory`, or link \
+         the module with a smaller initial memory"
+    )]
+    MemoryTooLarge {
+        /// What it begins with.
+        bytes: u64,
+        /// The bound.
+        max: u64,
     },
     /// The bytes are no WebAssembly module this host can run.
     #[error(
@@ -240,6 +250,13 @@ pub struct Callbacks {
     pub http: bool,
     /// TCP connections.
     pub tcp: bool,
+}
+
+impl ModuleError {
+    /// [`ModuleError::Invalid`] in the words of a compiler elsewhere.
+    pub fn invalid(reason: &str) -> ModuleError {
+        ModuleError::Invalid(wasmtime::Error::msg(reason.to_owned()))
+    }
 }
 
 /// A compiled module that was checked against the ABI. Cheap to clone; shared by all workers.

@@ -16,6 +16,7 @@
 //! behaviour is Envoy 1.40's, also where the specification says otherwise.
 
 mod abi;
+mod bounds;
 mod code;
 mod embedder;
 mod engine;
@@ -36,11 +37,10 @@ mod vm;
 mod worker;
 
 pub use abi::{Direction, LogLevel};
+pub use bounds::ModuleLimits;
 pub use code::{CodeKey, SealedError};
 pub use embedder::{Embedder, Lint, LogRecord};
-pub use engine::{
-    AbiVersion, Callbacks, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, ModuleLimits, Ticker,
-};
+pub use engine::{AbiVersion, Callbacks, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, Ticker};
 pub use exchange::{Ending, LocalResponse, Protocol, StreamInfo, TlsInfo, UpstreamInfo};
 pub use fields::FieldMap;
 pub use grpc::{GrpcFrameError, GrpcMessages, frame as grpc_frame};

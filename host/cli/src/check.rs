@@ -20,9 +20,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
     let summary = summary(&policy);
-    let code_cache = arguments.code_cache.open(&policy.code_cache);
+    let loading = arguments.code_cache.loading(&policy.code_cache);
     let operators = Arc::new(Host::default());
-    let options = Options { code_cache, operators: Some(Arc::<Host>::clone(&operators)), ..Options::default() };
+    let options = Options { loading, operators: Some(Arc::<Host>::clone(&operators)), ..Options::default() };
     let checked = portcullis_proxy::check(policy, options);
     operators.stop();
     checked?;

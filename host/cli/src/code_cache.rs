@@ -1,9 +1,14 @@
-//! Where compiled filters are kept: what the command line, the environment and the policy say, in this order.
+//! How filters are compiled, and where compiled ones are kept: what the command line, the environment and the policy say, in
+//! this order.
 
 use std::path::PathBuf;
 
-use portcullis_code::{Cache, CacheSettings};
+use portcullis_code::process::CompilerProcess;
+use portcullis_code::{Cache, CacheSettings, LoaderSettings};
 use portcullis_config::CodeCache;
+
+/// The hidden subcommand that compiles one module and ends.
+pub(crate) const COMPILE: &str = "__compile";
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct CacheArguments {
@@ -17,8 +22,12 @@ pub(crate) struct CacheArguments {
 }
 
 impl CacheArguments {
-    /// The cache to use. Where there is none the log says why.
-    pub(crate) fn open(&self, policy: &CodeCache) -> Option<Cache> {
+    /// How to load filters. Where there is no cache the log says why.
+    pub(crate) fn loading(&self, policy: &CodeCache) -> LoaderSettings {
+        LoaderSettings { cache: self.open(policy), process: Some(CompilerProcess::this_program(COMPILE)) }
+    }
+
+    fn open(&self, policy: &CodeCache) -> Option<Cache> {
         if self.no_cache || (!policy.enabled && self.cache_dir.is_none()) {
             return None;
         }

@@ -13,6 +13,7 @@ mod operators;
 mod serve;
 mod test;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,10 +81,12 @@ impl PolicyFile {
 }
 
 fn main() -> ExitCode {
-    // This binary starts itself again to confine an operator. First thing, while there is one thread.
+    // This binary starts itself again to confine an operator, and to compile a filter. First thing, while there is one thread.
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|first| first == portcullis_operators::jail::SUBCOMMAND) {
-        return portcullis_operators::jail::main(words);
+    match words.next().as_deref().and_then(OsStr::to_str) {
+        Some(portcullis_operators::jail::SUBCOMMAND) => return portcullis_operators::jail::main(words),
+        Some(code_cache::COMPILE) => return portcullis_code::process::main(),
+        _ => {}
     }
     let result = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),

@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         access_log: Some(Box::new(io::stdout())),
         drain_time: Some(Duration::from_secs(arguments.drain_seconds)),
         operators: Some(Arc::<Host>::clone(&operators)),
-        code_cache: arguments.code_cache.open(&policy.code_cache),
+        loading: arguments.code_cache.loading(&policy.code_cache),
     };
     let server = Server::prepare(policy, options)?;
     let signal_handle = signals.handle();

@@ -42,16 +42,15 @@ impl CacheSettings {
 }
 
 /// Compiled code on disk. Cheap to clone; processes may share a folder.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Cache {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     settings: CacheSettings,
     directory: Directory,
-    key: CodeKey,
+    secret: [u8; CodeKey::LEN],
     /// That a write failed is said once.
     failed: AtomicBool,
 }
@@ -64,8 +63,7 @@ impl Cache {
     pub fn open(settings: CacheSettings) -> Result<Cache, Unusable> {
         let directory = Directory::open(&settings.directory)?;
         let secret = directory.secret().map_err(|problem| Unusable { path: settings.directory.clone(), problem })?;
-        let (key, failed) = (CodeKey::new(&secret), AtomicBool::new(false));
-        Ok(Cache { inner: Arc::new(Inner { settings, directory, key, failed }) })
+        Ok(Cache { inner: Arc::new(Inner { settings, directory, secret, failed: AtomicBool::new(false) }) })
     }
 
     /// The folder.
@@ -74,17 +72,17 @@ impl Cache {
     }
 
     /// What code is sealed with that is to be kept here.
-    pub(crate) fn key(&self) -> &CodeKey {
-        &self.inner.key
+    pub(crate) fn secret(&self) -> &[u8; CodeKey::LEN] {
+        &self.inner.secret
     }
 
     /// The module that `wasm` was compiled to, if it lies here unharmed.
     pub(crate) fn get(&self, engine: &Engine, wasm: &[u8]) -> Result<Option<Module>, ModuleError> {
-        let Inner { settings, directory, key, .. } = &*self.inner;
+        let Inner { settings, directory, secret, .. } = &*self.inner;
         let name = entry_name(engine, wasm);
         let problem = match directory.read(&name, settings.bytes_max) {
             Ok(None) => return Ok(None),
-            Ok(Some(sealed)) => match Module::from_sealed(engine, wasm, &sealed, key) {
+            Ok(Some(sealed)) => match Module::from_sealed(engine, wasm, &sealed, &CodeKey::new(secret)) {
                 Ok(module) => return Ok(Some(module)),
                 Err(SealedError::Module(error)) => return Err(error),
                 Err(error) => error.to_string(),
@@ -96,7 +94,7 @@ impl Cache {
         Ok(None)
     }
 
-    /// Keeps what [`Engine::compile_sealed`] made with [`Cache::key`]. A failure is logged and has no other effect.
+    /// Keeps what [`Engine::compile_sealed`] made with [`Cache::secret`]. A failure is logged and has no other effect.
     pub(crate) fn put(&self, engine: &Engine, wasm: &[u8], sealed: &[u8]) {
         let Inner { settings, directory, failed, .. } = &*self.inner;
         if sealed.len() as u64 > settings.bytes_max || settings.entries_max == 0 {
@@ -137,6 +135,12 @@ impl Cache {
             bytes -= file.bytes;
             entries -= 1;
         }
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("settings", &self.inner.settings).finish_non_exhaustive()
     }
 }
 

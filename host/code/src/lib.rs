@@ -10,8 +10,9 @@ mod cache;
 mod directory;
 mod loader;
 mod place;
+pub mod process;
 
 pub use cache::{Cache, CacheSettings};
 pub use directory::Unusable;
-pub use loader::{Counts, LoadError, LoadLimits, Loaded, Loader, Source};
+pub use loader::{Counts, LoadError, LoadLimits, Loaded, Loader, LoaderSettings, Source};
 pub use place::{VARIABLE, default_directory};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use portcullis_abi::{CodeKey, Engine, Module, ModuleError, ModuleLimits, SealedError};
 
 use crate::cache::Cache;
+use crate::process::CompilerProcess;
 
 /// What loading one module may cost.
 #[derive(Clone, Debug)]
@@ -17,11 +18,18 @@ pub struct LoadLimits {
     pub module: ModuleLimits,
     /// Time to compile it. Default a minute: real modules take seconds.
     pub compile_time_max: Duration,
+    /// Memory to compile it, bytes. Default 1 GiB: real modules take fifty to a hundred times their size. Holds where compiling
+    /// has a process of its own.
+    pub compile_memory_max: u64,
 }
 
 impl Default for LoadLimits {
     fn default() -> LoadLimits {
-        LoadLimits { module: ModuleLimits::default(), compile_time_max: Duration::from_secs(60) }
+        LoadLimits {
+            module: ModuleLimits::default(),
+            compile_time_max: Duration::from_secs(60),
+            compile_memory_max: 1 << 30,
+        }
     }
 }
 
@@ -35,6 +43,12 @@ pub enum LoadError {
     /// Compiling did not come to an end in time.
     #[error("compiling took longer than {0:?}\n  hint: make the module smaller, or raise `limits.compile_time`")]
     TooLong(Duration),
+    /// Compiling took more memory than allowed.
+    #[error(
+        "compiling took more than {} MiB of memory\n  hint: make the module smaller, or raise `limits.compile_memory`",
+        .0 >> 20
+    )]
+    TooMuchMemory(u64),
     /// Something is wrong with this machine, or with us.
     #[error("the compiler failed: {0}")]
     Failed(String),
@@ -67,6 +81,15 @@ pub struct Counts {
     pub compiled: u64,
 }
 
+/// What a loader has beside an engine.
+#[derive(Clone, Debug, Default)]
+pub struct LoaderSettings {
+    /// Where compiled code is kept. `None`: nowhere.
+    pub cache: Option<Cache>,
+    /// How to start a process that compiles. `None`: a thread does, whose memory is not bounded and which cannot be ended.
+    pub process: Option<CompilerProcess>,
+}
+
 /// Compiles modules, or finds them compiled. Cheap to clone.
 #[derive(Clone)]
 pub struct Loader {
@@ -76,22 +99,23 @@ pub struct Loader {
 struct Inner {
     engine: Engine,
     cache: Option<Cache>,
-    /// For code that is kept nowhere; it is sealed all the same, so that there is one way.
-    own_key: CodeKey,
+    process: Option<CompilerProcess>,
+    /// Seals what is compiled until it is loaded; the cache has a key of its own.
+    secret: [u8; CodeKey::LEN],
     cached: AtomicU64,
     compiled: AtomicU64,
 }
 
 impl Loader {
-    /// A loader for this engine.
+    /// A loader for this engine, which must have the default options if there is a `process`.
     ///
     /// # Errors
     /// Where the system gives no randomness.
-    pub fn new(engine: Engine, cache: Option<Cache>) -> Result<Loader, LoadError> {
+    pub fn new(engine: Engine, settings: LoaderSettings) -> Result<Loader, LoadError> {
+        let LoaderSettings { cache, process } = settings;
         let mut secret = [0; CodeKey::LEN];
         getrandom::fill(&mut secret).map_err(|error| LoadError::Failed(format!("no randomness: {error}")))?;
-        let own_key = CodeKey::new(&secret);
-        let inner = Inner { engine, cache, own_key, cached: AtomicU64::new(0), compiled: AtomicU64::new(0) };
+        let inner = Inner { engine, cache, process, secret, cached: AtomicU64::new(0), compiled: AtomicU64::new(0) };
         Ok(Loader { inner: Arc::new(inner) })
     }
 
@@ -111,7 +135,7 @@ impl Loader {
     /// # Errors
     /// Where the module is none this host can run, or reaches a limit.
     pub fn load(&self, wasm: &[u8], limits: &LoadLimits) -> Result<Loaded, LoadError> {
-        let Inner { engine, cache, own_key, cached, compiled } = &*self.inner;
+        let Inner { engine, cache, process, secret, cached, compiled } = &*self.inner;
         // Before the cache, so that a limit holds also for what was compiled under a higher one.
         limits.module.check(wasm)?;
         if let Some(cache) = cache
@@ -120,12 +144,16 @@ impl Loader {
             cached.fetch_add(1, Ordering::Relaxed);
             return Ok(Loaded { module, source: Source::Cache });
         }
-        let key = cache.as_ref().map_or(own_key, Cache::key);
-        let sealed = compile_in_thread(engine, wasm, limits, key)?;
-        let module = Module::from_sealed(engine, wasm, &sealed, key).map_err(|error| match error {
-            SealedError::Module(error) => LoadError::Module(error),
-            error => LoadError::Failed(format!("what it made: {error}")),
-        })?;
+        let secret = cache.as_ref().map_or(secret, Cache::secret);
+        let sealed = match process {
+            Some(process) => process.compile(wasm, limits, secret)?,
+            None => compile_in_thread(engine, wasm, limits, secret)?,
+        };
+        let module =
+            Module::from_sealed(engine, wasm, &sealed, &CodeKey::new(secret)).map_err(|error| match error {
+                SealedError::Module(error) => LoadError::Module(error),
+                error => LoadError::Failed(format!("what it made: {error}")),
+            })?;
         compiled.fetch_add(1, Ordering::Relaxed);
         if let Some(cache) = cache {
             cache.put(engine, wasm, &sealed);
@@ -134,10 +162,16 @@ impl Loader {
     }
 }
 
-/// Compiles in a thread of its own, which is left to itself once the time is over.
-fn compile_in_thread(engine: &Engine, wasm: &[u8], limits: &LoadLimits, key: &CodeKey) -> Result<Vec<u8>, LoadError> {
+/// Compiles in a thread of its own, which is left to itself once the time is over: for tests and tools, whose modules are their
+/// authors' own.
+fn compile_in_thread(
+    engine: &Engine,
+    wasm: &[u8],
+    limits: &LoadLimits,
+    secret: &[u8; CodeKey::LEN],
+) -> Result<Vec<u8>, LoadError> {
     let (sender, receiver) = channel();
-    let (engine, wasm, bounds, key) = (engine.clone(), wasm.to_vec(), limits.module, key.clone());
+    let (engine, wasm, bounds, key) = (engine.clone(), wasm.to_vec(), limits.module.clone(), CodeKey::new(secret));
     std::thread::Builder::new()
         .name("compile".into())
         .spawn(move || {

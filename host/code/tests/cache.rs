@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use portcullis_abi::{Engine, EngineOptions, ModuleError, ModuleLimits};
-use portcullis_code::{Cache, CacheSettings, Counts, LoadError, LoadLimits, Loader, Source};
+use portcullis_code::{Cache, CacheSettings, Counts, LoadError, LoadLimits, Loader, LoaderSettings, Source};
 use tempfile::TempDir;
 
 fn engine() -> Engine {
@@ -43,7 +43,7 @@ impl Folder {
     fn bounded(&self, change: impl FnOnce(&mut CacheSettings)) -> Loader {
         let mut settings = self.settings();
         change(&mut settings);
-        Loader::new(engine(), Some(Cache::open(settings).unwrap())).unwrap()
+        Loader::new(engine(), LoaderSettings { cache: Some(Cache::open(settings).unwrap()), process: None }).unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -87,7 +87,7 @@ fn the_second_start_does_not_compile() {
     assert_eq!(load(&second, 1), Source::Cache);
     assert_eq!(load(&second, 2), Source::Compiler, "another module is compiled");
     assert_eq!(second.counts(), Counts { cached: 1, compiled: 1 });
-    let none = Loader::new(engine(), None).unwrap();
+    let none = Loader::new(engine(), LoaderSettings::default()).unwrap();
     assert_eq!((load(&none, 1), load(&none, 1)), (Source::Compiler, Source::Compiler));
 }
 
@@ -258,4 +258,12 @@ fn a_module_that_is_no_plugin_is_refused_and_not_kept() {
     let error = folder.loader().load(b"\0asm\x01\0\0\0junk", &LoadLimits::default()).unwrap_err();
     assert!(matches!(error, LoadError::Module(ModuleError::Invalid(_))), "{error}");
     assert!(folder.entries().is_empty());
+}
+
+#[test]
+fn compiling_is_bounded_in_time() {
+    let mut limits = LoadLimits::default();
+    limits.compile_time_max = Duration::ZERO;
+    let error = Folder::new().loader().load(&plugin(1), &limits).unwrap_err();
+    assert!(matches!(error, LoadError::TooLong(_)), "{error}");
 }

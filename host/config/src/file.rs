@@ -362,6 +362,9 @@ pub struct FilterLimits {
     /// Time to compile the module when it is loaded. Default `1m`: real modules take seconds; one that takes
     /// minutes was made to occupy the compiler.
     pub compile_time: Time,
+    /// Memory to compile the module. Default `1GiB`: real modules take fifty to a hundred times their size. The
+    /// compiler runs in a process of its own, which is ended when it reaches this or `compile_time`.
+    pub compile_memory: Size,
 }
 
 impl Default for FilterLimits {
@@ -380,6 +383,7 @@ impl Default for FilterLimits {
             map_pairs: 1024,
             module_bytes: Size::mib(32),
             compile_time: Time::secs(60),
+            compile_memory: Size::mib(1024),
         }
     }
 }

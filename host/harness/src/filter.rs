@@ -9,7 +9,7 @@ use std::time::Duration;
 use portcullis_abi::{
     Engine, EngineOptions, Limits, Module, Plugin, PluginHealth, StartError, Ticker, VmStartError, Worker,
 };
-use portcullis_code::{Cache, CacheSettings, LoadLimits, Loader};
+use portcullis_code::{Cache, CacheSettings, LoadLimits, Loader, LoaderSettings};
 use sha2::{Digest as _, Sha256};
 
 use crate::host::{Host, Instance, SimulatedHost, WorkerSlot};
@@ -184,7 +184,7 @@ fn loader() -> Result<&'static Loader, HarnessError> {
         }
         // Compiling takes seconds, and the next test run loads the same modules.
         let cache = portcullis_code::default_directory().and_then(|path| Cache::open(CacheSettings::new(path)).ok());
-        let loader = Loader::new(engine, cache).map_err(|error| error.to_string())?;
+        let loader = Loader::new(engine, LoaderSettings { cache, process: None }).map_err(|error| error.to_string())?;
         Ok((loader, ticker))
     });
     loader.as_ref().map(|(loader, _)| loader).map_err(|error| HarnessError::Engine(error.clone()))

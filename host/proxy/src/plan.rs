@@ -238,7 +238,9 @@ fn environment(filter: &Filter) -> Vec<(String, String)> {
 fn load(filter: &Filter, loader: &Loader) -> Result<Module, String> {
     let mut limits = LoadLimits::default();
     limits.module.module_bytes_max = filter.limits.module_bytes.as_usize();
+    limits.module.memory_bytes_max = filter.limits.memory.0;
     limits.compile_time_max = filter.limits.compile_time.0;
+    limits.compile_memory_max = filter.limits.compile_memory.0;
     let loaded = loader.load(&filter.module, &limits).map_err(|cause| cause.to_string())?;
     match loaded.source {
         Source::Cache => tracing::info!("filter `{}`: compiled code taken from the code cache", filter.name),

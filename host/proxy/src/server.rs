@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use portcullis_abi::{Engine, EngineOptions, PluginHealth, Ticker};
-use portcullis_code::{Cache, Loader};
+use portcullis_code::{Loader, LoaderSettings};
 use portcullis_config::Policy;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -34,8 +34,8 @@ pub struct Options {
     pub drain_time: Option<Duration>,
     /// Who runs operators. `None`: a policy with a route to one is refused.
     pub operators: Option<Arc<dyn OperatorHost>>,
-    /// Where compiled filters are kept. `None`: nowhere, so that every start compiles them.
-    pub code_cache: Option<Cache>,
+    /// How filters are compiled, and where compiled ones are kept.
+    pub loading: LoaderSettings,
 }
 
 /// Half a minute: longer than the default time of an upstream (15 s), and what container platforms wait before they kill.
@@ -167,7 +167,7 @@ impl Server {
         let admin = policy.admin.map(bind_admin).transpose()?;
         let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
 
-        let (loader, ticker) = engine(options.code_cache)?;
+        let (loader, ticker) = engine(options.loading)?;
         let plan = Arc::new(load(policy, &loader, options.operators.as_deref(), None)?);
         let registry = Arc::new(Registry::default());
         let writer = options.access_log.map(Writer::start).transpose().map_err(|error| {
@@ -363,7 +363,7 @@ impl Drop for Starting {
 /// # Errors
 /// Whatever would keep a server from starting, but addresses.
 pub fn check(policy: Policy, options: Options) -> Result<(), StartError> {
-    let (loader, _ticker) = engine(options.code_cache)?;
+    let (loader, _ticker) = engine(options.loading)?;
     let plan = Arc::new(load(policy, &loader, options.operators.as_deref(), None)?);
     let setup = Setup { number: 0, plan, registry: Arc::new(Registry::default()), access_log: None };
     let (remote, start) =
@@ -376,13 +376,13 @@ pub fn check(policy: Policy, options: Options) -> Result<(), StartError> {
 }
 
 /// What compiles filters, and what bounds their time.
-fn engine(code_cache: Option<Cache>) -> Result<(Loader, Ticker), StartError> {
+fn engine(loading: LoaderSettings) -> Result<(Loader, Ticker), StartError> {
     let engine = Engine::new(&EngineOptions::default()).map_err(|error| StartError::System(error.to_string()))?;
     let ticker = engine.start_ticker();
     if !ticker.is_running() {
         return Err(StartError::System("cannot start the thread that bounds filters' time".to_owned()));
     }
-    let loader = Loader::new(engine, code_cache).map_err(|error| StartError::System(error.to_string()))?;
+    let loader = Loader::new(engine, loading).map_err(|error| StartError::System(error.to_string()))?;
     Ok((loader, ticker))
 }
 

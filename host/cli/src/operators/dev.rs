@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             access_log: Some(Box::new(io::stdout())),
             drain_time: Some(Duration::from_secs(2)),
             operators: Some(Arc::<Host>::clone(&host)),
-            code_cache: arguments.code_cache.open(&policy.code_cache),
+            loading: arguments.code_cache.loading(&policy.code_cache),
         };
         let names: Vec<String> = policy.operators.iter().map(|operator| operator.name.clone()).collect();
         let serving = std::thread::spawn({

@@ -104,6 +104,7 @@ impl Compiler<'_> {
         self.count(&at("map_pairs"), limits.map_pairs, 1, 100_000);
         self.size(&at("module_bytes"), limits.module_bytes, Size::kib(1), gib);
         self.time(&at("compile_time"), limits.compile_time, Time::secs(3600));
+        self.size(&at("compile_memory"), limits.compile_memory, Size::mib(64), Size::mib(64 * 1024));
     }
 
     fn wasm_header(&mut self, path: &str, written: &str, bytes: &[u8]) {
