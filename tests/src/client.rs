@@ -11,14 +11,14 @@ use crate::process::DEADLINE;
 
 /// Sends a request; `None` means that the connection was closed without a response.
 pub fn send(address: SocketAddr, request: &RequestPlan) -> Result<Option<ObservedResponse>, String> {
-    send_paced(address, request, || {})
+    send_paced(address, request, |_| {})
 }
 
-/// The same, waiting for `pace` before each piece of the body but the first, and before the end of a chunked one.
+/// The same, waiting for `pace` before each piece: 0 is the head, then comes the body, then the end of a chunked one.
 pub fn send_paced(
     address: SocketAddr,
     request: &RequestPlan,
-    mut pace: impl FnMut(),
+    mut pace: impl FnMut(usize),
 ) -> Result<Option<ObservedResponse>, String> {
     let fail = |what: &str, error: &std::io::Error| format!("{what} {address}: {error}");
     let mut stream =
@@ -29,9 +29,7 @@ pub fn send_paced(
         .and_then(|()| stream.set_write_timeout(Some(DEADLINE)))
         .map_err(|error| fail("cannot set up the connection to", &error))?;
     for (index, piece) in wire_pieces(request).iter().enumerate() {
-        if index > 1 {
-            pace();
-        }
+        pace(index);
         match stream.write_all(piece) {
             Ok(()) => {}
             // An answer that came early, such as 413, is an answer.

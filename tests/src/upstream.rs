@@ -1,7 +1,6 @@
 //! An upstream that records what it was asked and answers from a script.
 
 use std::collections::VecDeque;
-use std::future::Future as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,11 +31,7 @@ struct State {
     /// Without a script everything is answered with 200.
     answers: Option<Vec<Callout>>,
     requests: Vec<ObservedRequest>,
-    pace: Option<Pace>,
 }
-
-/// Blocks until the next piece of a response may follow.
-pub type Pace = Arc<dyn Fn() + Send + Sync>;
 
 impl Upstream {
     /// Starts one that answers 200 and `ok`.
@@ -83,11 +78,6 @@ impl Upstream {
     /// Says that it answers everything the same way from now on.
     pub fn answer_always(&self, response: ResponsePlan) {
         self.answer(vec![Callout::always(response)]);
-    }
-
-    /// Makes it wait before each piece of a response's body but the first, and before its end.
-    pub fn pace(&self, pace: impl Fn() + Send + Sync + 'static) {
-        self.lock().pace = Some(Arc::new(pace));
     }
 
     /// What it was asked since the last call.
@@ -151,34 +141,29 @@ async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<R
             }
         }
     }
-    let (callout, pace) = {
+    let callout = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let path = observed.path.clone();
         if let Some(noted) = state.requests.get_mut(index) {
             *noted = observed;
         }
-        let callout = match &mut state.answers {
+        match &mut state.answers {
             Some(answers) => Callout::choose(answers, &path),
             None => Some(Callout::always(ResponsePlan::default())),
-        };
-        (callout, state.pace.clone())
+        }
     };
     let Some(callout) = callout else {
-        return Ok(response(
-            &ResponsePlan::new(404).body("the script has no answer to this call"),
-            Ending::Whole,
-            None,
-        ));
+        return Ok(response(&ResponsePlan::new(404).body("the script has no answer to this call"), Ending::Whole));
     };
     if !callout.delay.is_zero() {
         tokio::time::sleep(callout.delay).await;
     }
     match callout.answer {
-        CalloutAnswer::Response(plan) => Ok(response(&plan, Ending::Whole, pace)),
+        CalloutAnswer::Response(plan) => Ok(response(&plan, Ending::Whole)),
         // The connection ends without an answer; the host makes a 503 of it, as of one that was refused.
         CalloutAnswer::Refused => Err(Unanswered),
         CalloutAnswer::Timeout => std::future::pending().await,
-        CalloutAnswer::Reset => Ok(response(&ResponsePlan::new(200).body("cut off"), Ending::Broken, pace)),
+        CalloutAnswer::Reset => Ok(response(&ResponsePlan::new(200).body("cut off"), Ending::Broken)),
     }
 }
 
@@ -203,7 +188,7 @@ impl std::fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-fn response(plan: &ResponsePlan, ending: Ending, pace: Option<Pace>) -> Response<Scripted> {
+fn response(plan: &ResponsePlan, ending: Ending) -> Response<Scripted> {
     let length = match (plan.body.as_slice(), plan.trailers.is_empty()) {
         _ if ending == Ending::Broken => None,
         ([], true) => Some(0),
@@ -215,9 +200,6 @@ fn response(plan: &ResponsePlan, ending: Ending, pace: Option<Pace>) -> Response
         pieces: plan.body.iter().cloned().map(Bytes::from).collect(),
         trailers: (!plan.trailers.is_empty()).then(|| header_map(&plan.trailers)),
         ending,
-        pace: pace.filter(|_| plan.body.len() > 1 || !plan.trailers.is_empty()),
-        waiting: None,
-        begun: false,
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(plan.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -241,32 +223,13 @@ struct Scripted {
     pieces: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     ending: Ending,
-    pace: Option<Pace>,
-    waiting: Option<tokio::task::JoinHandle<()>>,
-    begun: bool,
-}
-
-impl Scripted {
-    /// Waits for its pace on a thread of its own: what was written before goes out meanwhile.
-    fn poll_pace(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(pace) = self.pace.clone().filter(|_| self.begun) else { return Poll::Ready(()) };
-        let waiting = self.waiting.get_or_insert_with(|| tokio::task::spawn_blocking(move || pace()));
-        std::task::ready!(Pin::new(waiting).poll(context)).unwrap_or_default();
-        self.waiting = None;
-        Poll::Ready(())
-    }
 }
 
 impl Body for Scripted {
     type Data = Bytes;
     type Error = Unanswered;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Unanswered>>> {
-        std::task::ready!(self.poll_pace(context));
-        self.begun = true;
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Unanswered>>> {
         let frame = match self.pieces.pop_front() {
             Some(piece) => Some(Frame::data(piece)),
             None if self.ending == Ending::Broken => return Poll::Ready(Some(Err(Unanswered))),
@@ -276,9 +239,8 @@ impl Body for Scripted {
     }
 
     fn is_end_stream(&self) -> bool {
-        // A paced body ends with a pause, too, unless its length says where.
         let nothing_follows = self.pieces.is_empty() && self.trailers.is_none();
-        nothing_follows && self.ending == Ending::Whole && (self.pace.is_none() || self.length.is_some())
+        nothing_follows && self.ending == Ending::Whole
     }
 
     fn size_hint(&self) -> SizeHint {

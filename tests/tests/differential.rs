@@ -17,21 +17,47 @@ fn main() -> ExitCode {
     }
     let shared = Arc::clone(&suite);
     trials.push(Trial::test("docs/compatibility.md says what was seen", move || page_is_current(&shared)));
+    let shared = Arc::clone(&suite);
+    trials.push(Trial::test("tests/differential holds what Envoy said", move || record_is_current(&shared)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     suite.end();
     if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn page_is_current(suite: &Suite) -> Result<(), Failed> {
-    let page = suite.page()?;
-    let file = places::workspace().join("docs/compatibility.md");
+    is_current("docs/compatibility.md", &suite.page()?)
+}
+
+/// What was measured, row by row: a change of Envoy's, or of a row's, shows in a diff.
+fn record_is_current(suite: &Suite) -> Result<(), Failed> {
+    let folder = places::workspace().join("tests/differential");
+    let record = suite.record()?;
+    for (area, text) in &record {
+        is_current(&format!("tests/differential/{area}.txt"), text)?;
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let file = entry?.path();
+        let area = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if !record.contains_key(&area) {
+            return Err(format!("{} belongs to no area", file.display()).into());
+        }
+    }
+    Ok(())
+}
+
+fn is_current(name: &str, text: &str) -> Result<(), Failed> {
+    let file = places::workspace().join(name);
     if std::env::var_os("UPDATE").is_some() {
-        return Ok(std::fs::write(&file, page)?);
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        return Ok(std::fs::write(&file, text)?);
     }
     let current = std::fs::read_to_string(&file).unwrap_or_default();
-    if current == page {
+    if current == text {
         return Ok(());
     }
+    let line = current.lines().zip(text.lines()).position(|(old, new)| old != new).map_or(0, |line| line + 1);
     let renew = "UPDATE=1 cargo xtask test --only test -- --test differential";
-    Err(format!("docs/compatibility.md is stale; renew it with `{renew}`").into())
+    Err(format!("{name} is stale from line {line} on; read the difference, then renew it with `{renew}`").into())
 }

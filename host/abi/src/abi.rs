@@ -3,6 +3,8 @@
 //! Values are those of the specification (abi-versions/v0.2.1); where Envoy 1.40 knows a value that the
 //! specification does not, the comment says so.
 
+use crate::fields::Message;
+
 /// What a host function answers (`proxy_status_t`).
 ///
 /// The Rust SDK has no variant for 5, 6, 9, 11 and 12: returning one of them to a Rust guest is undefined behaviour there.
@@ -115,6 +117,15 @@ pub(crate) enum MapType {
 }
 
 impl MapType {
+    /// The kind of message whose field lines the map holds.
+    pub(crate) fn message(self) -> Message {
+        match self {
+            MapType::RequestHeaders => Message::Request,
+            MapType::ResponseHeaders | MapType::CallResponseHeaders => Message::Response,
+            _ => Message::Trailers,
+        }
+    }
+
     pub(crate) fn from_u32(map: u32) -> Option<MapType> {
         Some(match map {
             0 => MapType::RequestHeaders,

@@ -155,6 +155,8 @@ pub(crate) struct StageView {
     pub(crate) response_headers: bool,
     pub(crate) response_trailers: bool,
     pub(crate) request_body: Option<BytesMut>,
+    /// The request's body waits here, but the guest has resumed.
+    pub(crate) request_body_hidden: bool,
     pub(crate) response_body: Option<BytesMut>,
     /// The body callback under way is the last of its direction: trailers can still be added.
     pub(crate) last_body: Option<Direction>,
@@ -168,7 +170,7 @@ pub(crate) struct StageView {
 impl StageView {
     pub(crate) fn body(&self, direction: Direction) -> Option<&[u8]> {
         match direction {
-            Direction::Request => self.request_body.as_deref(),
+            Direction::Request => self.request_body.as_deref().filter(|_| !self.request_body_hidden),
             Direction::Response => self.response_body.as_deref(),
         }
     }
@@ -180,18 +182,11 @@ impl StageView {
         }
     }
 
-    /// After a guest resumed a direction, nothing of it can be seen any more, at once.
-    pub(crate) fn hide(&mut self, direction: Direction) {
-        match direction {
-            Direction::Request => {
-                self.request_headers = false;
-                self.request_trailers = false;
-            }
-            Direction::Response => {
-                self.response_headers = false;
-                self.response_trailers = false;
-            }
-        }
+    /// After a guest resumed anything, nothing of the request can be seen any more, at once.
+    pub(crate) fn hide_request(&mut self) {
+        self.request_headers = false;
+        self.request_trailers = false;
+        self.request_body_hidden = true;
     }
 
     pub(crate) fn set_headers_visible(&mut self, direction: Direction, visible: bool) {
@@ -266,9 +261,7 @@ impl Exchange {
         let view = self.stages.get(stage)?;
         match map {
             MapType::RequestHeaders => (view.request_headers || view.logging).then_some(&self.request_headers),
-            MapType::RequestTrailers => {
-                self.request_trailers.as_ref().filter(|_| view.request_trailers || view.logging)
-            }
+            MapType::RequestTrailers => self.request_trailers.as_ref().filter(|_| view.request_trailers),
             MapType::ResponseHeaders => {
                 self.response_headers.as_ref().filter(|_| view.response_headers || view.logging)
             }

@@ -355,7 +355,9 @@ mod tests {
     #[test]
     fn some_fields_are_kept_in_one_line() {
         let mut map = FieldMap::new();
-        for (name, value) in [("accept", "a"), ("x-a", "1"), ("accept", "b"), ("accept", ""), ("x-a", "2"), ("vary", "x")] {
+        for (name, value) in
+            [("accept", "a"), ("x-a", "1"), ("accept", "b"), ("accept", ""), ("x-a", "2"), ("vary", "x")]
+        {
             map.append(Message::Request, name.as_bytes(), value.as_bytes());
         }
         map.append(Message::Request, b"vary", b"y");

@@ -42,7 +42,7 @@ pub use code::{CodeKey, SealedError};
 pub use embedder::{Embedder, Lint, LogRecord};
 pub use engine::{AbiVersion, Callbacks, EPOCH, Engine, EngineError, EngineOptions, Module, ModuleError, Ticker};
 pub use exchange::{Ending, LocalResponse, Protocol, StreamInfo, TlsInfo, UpstreamInfo};
-pub use fields::FieldMap;
+pub use fields::{FieldMap, Message};
 pub use grpc::{GrpcFrameError, GrpcMessages, frame as grpc_frame};
 pub use plugin::{Capabilities, FailurePolicy, Limits, Plugin};
 pub use shared::{Metric, MetricKind, MetricValue, Shared, SharedLimits, Waker};

@@ -246,10 +246,11 @@ impl Journey {
     async fn forward(&self) {
         let Some(head) = poll_fn(|cx| self.exchange.request.poll_head(cx)).await else { return };
         let cleared = self.core.with(|worker| worker.route_cleared(self.id));
-        let routed = if cleared { self.route_again(&head.fields) } else { None };
+        let routed = if cleared { Some(self.route_again(&head.fields)) } else { None };
         let (route, target) = match &routed {
             Some(Routed::Found { route, target }) => (self.core.plan.policy.routes.get(*route), target),
             Some(Routed::Nowhere) => (None, &self.target),
+            Some(Routed::Refused) => return self.fail(failure::answer(400, "direct_response", ""), 0),
             None => (self.route(), &self.target),
         };
         let Some(route) = route else {
@@ -376,12 +377,21 @@ impl Journey {
         }
     }
 
-    fn route_again(&self, fields: &portcullis_abi::FieldMap) -> Option<Routed> {
-        let target = Target::parse(fields.get(b":path").unwrap_or_default()).ok()?;
-        Some(match self.core.plan.route(fields, &target) {
-            Some(route) => Routed::Found { route, target },
-            None => Routed::Nowhere,
-        })
+    /// The route of a request as the filters have left it. What no client may send, no filter may write either: Envoy
+    /// refuses it with the same routes.
+    fn route_again(&self, fields: &portcullis_abi::FieldMap) -> Routed {
+        if fields.get(b":authority").is_none_or(|authority| portcullis_config::normal_authority(authority).is_none()) {
+            return Routed::Refused;
+        }
+        let path = fields.get(b":path").unwrap_or_default();
+        match Target::parse(path) {
+            Ok(target) => match self.core.plan.route(fields, &target) {
+                Some(route) => Routed::Found { route, target },
+                None => Routed::Nowhere,
+            },
+            Err(_) if path.first() == Some(&b'/') => Routed::Refused,
+            Err(_) => Routed::Nowhere,
+        }
     }
 
     async fn to_upstream(&self, upstream: &Rc<Upstream>, route: &Route, target: &Target, head: &Head) {
@@ -604,4 +614,5 @@ fn ends_with_data(version: Version) -> bool {
 enum Routed {
     Found { route: usize, target: Target },
     Nowhere,
+    Refused,
 }

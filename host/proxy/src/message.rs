@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
-use portcullis_abi::FieldMap;
+use portcullis_abi::{FieldMap, Message};
 use portcullis_config::{FieldLines, Network, Target};
 
 /// A request refused before any filter sees it.
@@ -80,25 +80,25 @@ pub(crate) fn inbound(head: &http::request::Parts, arrival: &Arrival<'_>) -> Res
     fields.push(b":path", target.as_bytes());
     fields.push(b":method", head.method.as_str().as_bytes());
     fields.push(b":scheme", scheme.as_bytes());
-    let mut cookies_joined = false;
+    let (mut cookies_joined, mut te_said) = (false, false);
     for (name, value) in &head.headers {
         let bytes = name.as_str().as_bytes();
+        if *name == http::header::TE && connection.trailers && !std::mem::replace(&mut te_said, true) {
+            fields.push(b"te", b"trailers");
+        }
         if is_hop_by_hop(bytes) || connection.names(bytes) || is_ours(bytes) {
             continue;
         }
         // HTTP/2 allows a cookie to be split for compression; anything that is not HTTP/2 reads the first line only
         // (RFC 9113, section 8.2.3).
-        if *name == http::header::COOKIE {
+        if *name == http::header::COOKIE && head.version == Version::HTTP_2 {
             if !std::mem::replace(&mut cookies_joined, true) {
                 let cookies: Vec<&[u8]> = head.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
                 fields.push(b"cookie", &cookies.join(&b"; "[..]));
             }
             continue;
         }
-        fields.push(bytes, value.as_bytes());
-    }
-    if connection.trailers {
-        fields.push(b"te", b"trailers");
+        fields.append(Message::Request, bytes, value.as_bytes());
     }
     let forwarded_for = forwarded_for(&head.headers, arrival.peer.ip());
     let client = client_address(&forwarded_for, arrival);
@@ -112,12 +112,11 @@ pub(crate) fn inbound(head: &http::request::Parts, arrival: &Arrival<'_>) -> Res
     Ok(Inbound { fields, target, client })
 }
 
-/// What is said to filters only, and to no upstream.
-const INTERNAL: [&str; 2] = ["x-envoy-external-address", "x-envoy-internal"];
-
-/// Fields that the proxy writes itself, whatever the client sent, and those that give orders to an Envoy.
+/// Fields that the proxy writes itself, whatever the client sent, and those that are not the client's to say: whose
+/// certificate it showed, and orders to an Envoy.
 fn is_ours(name: &[u8]) -> bool {
     matches!(name, b"host" | b"expect" | b"x-forwarded-for" | b"x-forwarded-proto" | b"x-request-id")
+        || name == b"x-forwarded-client-cert"
         || name.starts_with(b"x-envoy-")
 }
 
@@ -276,7 +275,10 @@ fn repair_length(headers: &mut HeaderMap, length: BodyLength) {
             headers.remove(http::header::CONTENT_LENGTH);
         }
         BodyLength::Exactly(length) => {
-            headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+            // A message that says no length is sent in chunks, as Envoy sends it.
+            if let Some(said) = headers.get_mut(http::header::CONTENT_LENGTH) {
+                *said = HeaderValue::from(length);
+            }
         }
         BodyLength::AsSaid => {
             let mut said = headers.get_all(http::header::CONTENT_LENGTH).iter();
@@ -322,9 +324,6 @@ pub(crate) fn outbound_request(
     let path_and_query = http::uri::PathAndQuery::try_from(path).map_err(|_| Unsendable::Pseudo(":path"))?;
     let mut headers = headers_of(fields)?;
     headers.remove(http::header::HOST);
-    for name in INTERNAL {
-        headers.remove(name);
-    }
     // A request without a body says so only where its method makes one expected.
     if length == BodyLength::None && matches!(method, Method::POST | Method::PUT | Method::PATCH) {
         headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(0));
@@ -362,8 +361,10 @@ pub(crate) fn response_fields(head: &http::response::Parts) -> FieldMap {
     fields.push(b":status", head.status.as_str().as_bytes());
     for (name, value) in &head.headers {
         let bytes = name.as_str().as_bytes();
-        if !is_hop_by_hop(bytes) && !connection.names(bytes) {
-            fields.push(bytes, value.as_bytes());
+        // How the body was framed is for filters to see, as in Envoy; it goes no further.
+        let framing = matches!(*name, http::header::CONNECTION | http::header::TRANSFER_ENCODING);
+        if framing || (!is_hop_by_hop(bytes) && !connection.names(bytes)) {
+            fields.append(Message::Response, bytes, value.as_bytes());
         }
     }
     fields
@@ -593,9 +594,7 @@ mod tests {
         assert_eq!(request(&[(b"x", b"a\r\nb: c")]).map(drop), Err(Unsendable::Value("x".into())));
         assert_eq!(request(&[(b"x y", b"1")]).map(drop), Err(Unsendable::Name));
         assert_eq!(request(&[(b":method", b"CONNECT")]).map(drop), Ok(()));
-        let stripped: [(&[u8], &[u8]); 3] =
-            [(b"transfer-encoding", b"chunked"), (b"connection", b"x"), (b"x-envoy-external-address", b"x")];
-        let stripped = request(&stripped).expect("a request");
+        let stripped = request(&[(b"transfer-encoding", b"chunked"), (b"connection", b"x")]).expect("a request");
         assert_eq!(stripped.headers().keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host"]);
 
         let response = |status: &str| {

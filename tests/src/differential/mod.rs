@@ -11,9 +11,11 @@
 //! * [`policy`]: the policy that both hosts run
 //! * [`transcript`]: what guests told, picked out of the hosts' logs
 //! * [`outcome`]: what came of a row, and which values in it are of no account
+//! * [`origin`]: the server behind the hosts
 //! * [`stage`]: the hosts, and how a row is run on one
 //! * [`suite`]: rows, outcomes and verdicts together
 
+pub mod origin;
 pub mod outcome;
 pub mod page;
 pub mod policy;

@@ -61,7 +61,10 @@ impl Outcome {
     }
 
     fn fields(&mut self, whose: &str, fields: &FieldLines, without: &[&str]) {
-        for (name, value) in fields.iter().filter(|(name, _)| !without.contains(name)) {
+        // Between fields of different names order has no meaning.
+        let mut fields: Vec<(&str, &[u8])> = fields.iter().filter(|(name, _)| !without.contains(name)).collect();
+        fields.sort_by_key(|(name, _)| *name);
+        for (name, value) in fields {
             self.lines.push(plain(&format!("{whose}: {name}: {}", value.escape_ascii())));
         }
     }

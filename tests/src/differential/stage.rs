@@ -2,10 +2,12 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use portcullis_harness::{HostKind, RequestPlan};
 
+use super::origin::Origin;
 use super::outcome::Outcome;
 use super::policy::{self, SHARED, Upstreams};
 use super::row::{Row, Step};
@@ -25,7 +27,7 @@ const ROW_TIME_MAX: Duration = Duration::from_secs(10);
 /// Both hosts and what stands behind them. Rows are run one at a time.
 pub struct Stage {
     sides: [Side; 2],
-    origin: Upstream,
+    origin: Origin,
     callee: Upstream,
     fences: u32,
     _folder: tempfile::TempDir,
@@ -40,7 +42,7 @@ struct Side {
 impl Stage {
     /// Starts both hosts.
     pub fn start(rows: &[Row]) -> Result<Stage, String> {
-        let (origin, callee) = (Upstream::start()?, Upstream::start()?);
+        let (origin, callee) = (Origin::start()?, Upstream::start()?);
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
         let upstreams = Upstreams { origin: origin.address(), callee: callee.address(), closed: closed_address()? };
         let policy = policy::write(folder.path(), rows, &upstreams)?;
@@ -105,20 +107,18 @@ impl Side {
         &mut self,
         row: &Row,
         step: &Step,
-        (origin, callee): (&Upstream, &Upstream),
+        (origin, callee): (&Origin, &Upstream),
         outcome: &mut Outcome,
     ) -> Result<(), String> {
-        origin.answer_always(step.response.clone());
         callee.answer(step.callouts.clone());
-        let pace = Pace::new(&self.transcripts, &row.id);
-        let upstream_pace = pace.clone();
-        origin.pace(move || upstream_pace.wait());
-        origin.take_requests();
         callee.take_requests();
+        let pace = Pace::new(&self.transcripts, &row.id);
+        let origin_pace = Pace::new(&self.transcripts, &row.id);
+        origin.answer(step.response.clone(), move |piece| origin_pace.wait(piece));
         let request = self.request(row, step);
         let deadline = Instant::now() + ROW_TIME_MAX;
         let response = loop {
-            let response = client::send_paced(self.server.address(), &request, || pace.wait())?;
+            let response = client::send_paced(self.server.address(), &request, |piece| pace.wait(piece))?;
             let status = response.as_ref().map(|response| response.status);
             if step.until_status.is_none() || status == step.until_status {
                 break response;
@@ -131,11 +131,11 @@ impl Side {
         };
         outcome.response(response.as_ref());
         if row.upstream {
-            let mut requests = origin.take_requests();
+            let mut requests = origin.requests();
             while step.await_upstream && requests.is_empty() && Instant::now() < deadline {
                 // What is sent on at once may still arrive after the answer that the client has.
                 std::thread::sleep(Duration::from_millis(5));
-                requests = origin.take_requests();
+                requests = origin.requests();
             }
             outcome.upstream(&requests);
         }
@@ -184,27 +184,28 @@ impl Side {
     }
 }
 
-/// Lets the next piece go when the guest has told something since the last.
-#[derive(Clone)]
+/// Lets a piece of a body go when the guest has told something of the one before.
 struct Pace {
     transcripts: Arc<Transcripts>,
     row: String,
-    seen: Arc<std::sync::atomic::AtomicUsize>,
+    /// How many lines there were when the last piece went.
+    told: AtomicUsize,
 }
 
 impl Pace {
     fn new(transcripts: &Arc<Transcripts>, row: &str) -> Pace {
-        let seen = transcripts.told(row).len();
-        Pace { transcripts: Arc::clone(transcripts), row: row.to_owned(), seen: Arc::new(seen.into()) }
+        Pace { transcripts: Arc::clone(transcripts), row: row.to_owned(), told: AtomicUsize::new(0) }
     }
 
-    fn wait(&self) {
-        use std::sync::atomic::Ordering::SeqCst;
-        let seen = self.seen.load(SeqCst);
-        self.transcripts.wait(&self.row, PIECE_PAUSE_MAX, |told| told.len() > seen);
-        // What belongs to the same callback comes at once; let it.
-        std::thread::sleep(Duration::from_millis(10));
-        self.seen.store(self.transcripts.told(&self.row).len(), SeqCst);
+    fn wait(&self, piece: usize) {
+        // The first piece of a body follows its head at once.
+        if piece > 1 {
+            let before = self.told.load(Ordering::SeqCst);
+            self.transcripts.wait(&self.row, PIECE_PAUSE_MAX, |told| told.len() > before);
+            // What belongs to the same callback comes at once; let it.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.told.store(self.transcripts.told(&self.row).len(), Ordering::SeqCst);
     }
 }
 

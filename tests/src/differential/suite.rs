@@ -1,5 +1,7 @@
 //! [`Suite`]: all rows, what came of each on each host, and the verdicts.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use portcullis_harness::HostKind;
@@ -92,6 +94,17 @@ impl Suite {
             seen.push((row, self.compared(index).map_err(|error| format!("{}: {error}", row.id))?));
         }
         Ok(page::render(&seen))
+    }
+
+    /// What Envoy said, by area.
+    pub fn record(&self) -> Result<BTreeMap<String, String>, String> {
+        let mut areas: BTreeMap<String, String> = BTreeMap::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            let seen = self.compared(index).map_err(|error| format!("{}: {error}", row.id))?;
+            let text = areas.entry(row.area().to_owned()).or_default();
+            let _ = write!(text, "== {}\n{}\n{}\n\n", row.id, row.shows, seen.envoy.lines.join("\n"));
+        }
+        Ok(areas)
     }
 
     /// Ends both hosts.

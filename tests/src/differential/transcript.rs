@@ -21,6 +21,8 @@ pub struct Transcripts {
 pub struct Told {
     /// Lines of streams, in order.
     pub streams: Vec<String>,
+    /// How many contexts of streams have come to their end.
+    pub ended: usize,
     /// Lines of root contexts, by VM, the VMs in the order in which they began.
     pub roots: Vec<(String, Vec<String>)>,
 }
@@ -28,9 +30,8 @@ pub struct Told {
 impl Told {
     /// Whether as many streams have ended as have begun.
     pub fn streams_have_ended(&self) -> bool {
-        let count = |callback: &str| self.streams.iter().filter(|line| line.contains(callback)).count();
-        let begun = count("context_create(");
-        begun > 0 && begun == count("delete(")
+        let begun = self.streams.iter().filter(|line| line.contains("context_create(")).count();
+        begun > 0 && begun == self.ended
     }
 
     /// Whether a line contains `text`.
@@ -61,6 +62,7 @@ impl Transcripts {
         let mut rows = self.lock();
         let told = rows.entry(row.to_owned()).or_default();
         match instance {
+            None if text == "end" || text.ends_with(" end") => told.ended += 1,
             None => told.streams.push(text.to_owned()),
             Some(instance) => match told.roots.iter_mut().find(|(known, _)| known == instance) {
                 Some((_, lines)) => lines.push(text.to_owned()),
@@ -132,7 +134,7 @@ mod tests {
         assert_eq!(told.streams, ["context_create(2)", "  f \"x@y\" -> 0"]);
         assert_eq!(told.roots, [("17".to_owned(), vec!["configure(0)".to_owned()])]);
         assert!(!told.streams_have_ended());
-        transcripts.note("wasm log: @a/b@delete()");
+        transcripts.note("wasm log: @a/b@end");
         assert!(transcripts.wait("a/b", Duration::ZERO, Told::streams_have_ended));
     }
 }

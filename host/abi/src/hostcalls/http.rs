@@ -141,6 +141,25 @@ fn with_map_mut<R>(state: &VmState, map: MapType, change: impl FnOnce(&mut Field
     exchange.map_mut(context.stage, map).map(|fields| change(fields, &state.plugin.limits))
 }
 
+/// The same for changes of fields: where the request's change, its route is chosen again, as in Envoy.
+fn change_map(state: &VmState, map: MapType, change: impl FnOnce(&mut FieldMap, &Limits) -> bool) -> Option<bool> {
+    let changed = with_map_mut(state, map, change);
+    if changed == Some(true)
+        && map == MapType::RequestHeaders
+        && let Some(context) = state.effective_stream()
+    {
+        context.exchange.borrow_mut().route_cleared = true;
+    }
+    changed
+}
+
+/// Whether the stream is over and only logged.
+fn is_logging(state: &VmState) -> bool {
+    state
+        .effective_stream()
+        .is_some_and(|context| context.exchange.borrow().stages.get(context.stage).is_some_and(|view| view.logging))
+}
+
 fn map_type(call: &mut Call<'_>, map: u32) -> Result<MapType, Status> {
     match MapType::from_u32(map) {
         Some(map) => Ok(map),
@@ -188,10 +207,11 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
     if let Err(reason) = check_lines(map, &fields) {
         return Ok(call.because(reason, Status::BadArgument));
     }
-    let changed = with_map_mut(call.state(), map, |target, limits| {
+    let changed = change_map(call.state(), map, |target, limits| {
         let fits = fields.len() <= limits.map_lines_max && fields.byte_size() <= limits.map_bytes_max;
         if fits {
-            *target = fields;
+            target.clear();
+            fields.iter().for_each(|(name, value)| add(target, map, name, value));
         }
         fits
     });
@@ -218,20 +238,24 @@ pub(super) fn get_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32,
         Ok(match found {
             Some(true) => Status::Ok,
             Some(false) => Status::NotFound,
+            None if is_logging(call.state()) => Status::NotFound,
             None => call.because(RELEASED, Status::BadArgument),
         })
     })
 }
 
 pub(super) fn add_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32, value: u32, value_len: u32) -> Answer {
-    change_field(call, map, (name, name_len), (value, value_len), |fields, name, value| {
-        // A second pseudo-header of a name would be two answers to one question.
-        if name.first() == Some(&b':') {
-            fields.set(name, value);
-        } else {
-            fields.push(name, value);
-        }
-    })
+    change_field(call, map, (name, name_len), (value, value_len), add)
+}
+
+fn add(fields: &mut FieldMap, map: MapType, name: &[u8], value: &[u8]) {
+    let name = name.to_ascii_lowercase();
+    // A second pseudo-header of a name would be two answers to one question; `host` is `:authority`.
+    if name.first() == Some(&b':') || name == b"host" {
+        fields.set(&name, value);
+    } else {
+        fields.append(map.message(), &name, value);
+    }
 }
 
 pub(super) fn replace_field(
@@ -242,7 +266,7 @@ pub(super) fn replace_field(
     value: u32,
     value_len: u32,
 ) -> Answer {
-    change_field(call, map, (name, name_len), (value, value_len), FieldMap::set)
+    change_field(call, map, (name, name_len), (value, value_len), |fields, _, name, value| fields.set(name, value))
 }
 
 fn change_field(
@@ -250,7 +274,7 @@ fn change_field(
     map: u32,
     name: (u32, u32),
     value: (u32, u32),
-    change: impl FnOnce(&mut FieldMap, &[u8], &[u8]),
+    change: impl FnOnce(&mut FieldMap, MapType, &[u8], &[u8]),
 ) -> Answer {
     let map = match map_type(call, map) {
         Ok(map) => map,
@@ -261,11 +285,11 @@ fn change_field(
     if let Err(reason) = check_line(map, name, value) {
         return Ok(call.because(reason, Status::BadArgument));
     }
-    let changed = with_map_mut(call.state(), map, |fields, limits| {
+    let changed = change_map(call.state(), map, |fields, limits| {
         let fits = fields.len() < limits.map_lines_max
             && fields.byte_size() + name.len() + value.len() <= limits.map_bytes_max;
         if fits {
-            change(fields, name, value);
+            change(fields, map, name, value);
         }
         fits
     });
@@ -278,7 +302,7 @@ pub(super) fn remove_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u
         Err(status) => return Ok(status),
     };
     let name = call.bytes(name, name_len)?;
-    let removed = with_map_mut(call.state(), map, |fields, _| {
+    let removed = change_map(call.state(), map, |fields, _| {
         fields.remove(name);
         true
     });
@@ -363,7 +387,7 @@ pub(super) fn continue_stream(call: &mut Call<'_>, stream: u32) -> Answer {
 pub(super) fn continue_request(call: &mut Call<'_>) -> Answer {
     ask(call, |view| {
         view.asked.resume_request = true;
-        view.hide(Direction::Request);
+        view.hide_request();
     });
     Ok(Status::Ok)
 }
@@ -371,7 +395,8 @@ pub(super) fn continue_request(call: &mut Call<'_>) -> Answer {
 pub(super) fn continue_response(call: &mut Call<'_>) -> Answer {
     ask(call, |view| {
         view.asked.resume_response = true;
-        view.hide(Direction::Response);
+        // Envoy hides the request, whichever side is resumed.
+        view.hide_request();
     });
     Ok(Status::Ok)
 }

@@ -11,6 +11,11 @@ use crate::exchange::LocalResponse;
 use crate::fields::FieldMap;
 use crate::stream::{Hold, Sent, Stream};
 
+/// Fields of a request that Envoy's routes are told to remove, see `portcullis envoy-config`.
+const INTERNAL_REQUEST_FIELDS: [&[u8]; 2] = [b"x-envoy-external-address", b"x-envoy-internal"];
+/// Fields that speak of the upstream's connection only.
+const INTERNAL_RESPONSE_FIELDS: [&[u8]; 2] = [b"connection", b"transfer-encoding"];
+
 impl Worker {
     /// Takes a stream out, works on it, puts it back, and does what is left over.
     pub(super) fn with_stream(&mut self, id: StreamId, work: impl FnOnce(&mut Worker, &mut Stream)) {
@@ -155,6 +160,7 @@ impl Worker {
             let had_trailers = exchange.trailers_mut(direction).is_some();
             let view = &mut exchange.stages[stage];
             view.last_body = end.then_some(direction);
+            view.request_body_hidden = false;
             let shown = view.body_mut(direction).get_or_insert_default();
             if buffering {
                 shown.extend_from_slice(&bytes);
@@ -355,9 +361,23 @@ impl Worker {
         if self.is_over(stream, direction) {
             return;
         }
-        let fields = stream.exchange.borrow().headers(direction).cloned().unwrap_or_default();
+        let fields = {
+            // What is for filters only ends here, also in what they get to log.
+            let internal: &[&[u8]] = match direction {
+                Direction::Request => &INTERNAL_REQUEST_FIELDS,
+                Direction::Response => &INTERNAL_RESPONSE_FIELDS,
+            };
+            let mut exchange = stream.exchange.borrow_mut();
+            if let Some(fields) = exchange.headers_mut(direction) {
+                for name in internal {
+                    fields.remove(name);
+                }
+            }
+            exchange.headers(direction).cloned().unwrap_or_default()
+        };
+        // In the order in which Envoy would miss them: a request without a path meets no route.
         let required: &[&str] = match direction {
-            Direction::Request => &[":method", ":path", ":authority"],
+            Direction::Request => &[":path", ":method", ":authority"],
             Direction::Response => &[":status"],
         };
         if let Some(missing) = required.iter().find(|name| fields.get(name.as_bytes()).is_none_or(<[u8]>::is_empty)) {
@@ -377,10 +397,14 @@ impl Worker {
             Direction::Request => (503, "request"),
             Direction::Response => (502, "response"),
         };
-        let response = LocalResponse {
-            status,
-            details: format!("filter_removed_required_{which}_headers{{missing_required_header:_{missing}}}"),
-            ..LocalResponse::default()
+        let response = match missing {
+            ":path" => LocalResponse { status: 404, details: "route_not_found".into(), ..LocalResponse::default() },
+            _ => LocalResponse {
+                status,
+                details: format!("filter_removed_required_{which}_headers{{missing_required_header:_{missing}}}"),
+                body: format!("missing required header: {missing}").into(),
+                ..LocalResponse::default()
+            },
         };
         self.answer_locally(id, stream, response);
     }

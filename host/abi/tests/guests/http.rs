@@ -263,7 +263,7 @@ const TAKES_THE_PATH: &str = r#"
 fn a_request_without_its_path_is_not_sent() {
     let mut host = Host::new(vec![plugin(TAKES_THE_PATH)]);
     let seen = host.get();
-    assert!(seen[0].starts_with("< [:status=503]. (filter_removed_required_request_headers"), "{seen:?}");
+    assert!(seen[0].starts_with("< [:status=404]. (route_not_found"), "{seen:?}");
 }
 
 /// Answers 500 from the response's headers, and resets from its body.

@@ -73,10 +73,14 @@ fn cluster(
     };
     let lb_endpoints =
         addresses.into_iter().map(|address| Document::map([("endpoint", Document::map([("address", address)]))]));
-    let protocol = if http2 { "http2_protocol_options" } else { "http_protocol_options" };
+    let protocol = if http2 {
+        ("http2_protocol_options", Document::map::<String>([]))
+    } else {
+        ("http_protocol_options", Document::map([("enable_trailers", true.into())]))
+    };
     let protocol = typed_config(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        [("explicit_http_config", Document::map([(protocol, Document::map::<String>([]))]))],
+        [("explicit_http_config", Document::map([protocol]))],
     );
     let threshold = Document::map([("max_connections", max_connections.into())]);
     Document::map([

@@ -102,6 +102,8 @@ fn connection_manager(policy: &Policy, listener: &Listener, peer: Peer) -> Docum
                 ("max_headers_count", limits.header_count.into()),
             ]),
         ),
+        // HTTP/2 has them always.
+        ("http_protocol_options", Document::map([("enable_trailers", true.into())])),
         // What one HTTP/2 connection may hold open and unread, as Envoy's own advice for edge proxies has it.
         (
             "http2_protocol_options",

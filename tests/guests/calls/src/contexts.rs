@@ -95,8 +95,11 @@ pub(crate) fn create(id: u32, parent: u32) {
     });
 }
 
-/// Forgets a context.
+/// Forgets a context; says so, in scripts that are rows of a suite.
 pub(crate) fn delete(id: u32) {
+    if let Some(mark) = STATE.with_borrow(|state| state.mark(id)) {
+        log(&format!("{mark}end"));
+    }
     STATE.with_borrow_mut(|state| state.contexts.remove(&id));
 }
 

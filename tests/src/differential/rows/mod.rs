@@ -26,8 +26,10 @@ const PHASES: [&str; 10] = [
 /// A request and a response that go through every callback.
 fn full() -> Step {
     Step::post(&["one", "two"])
+        .field("te", "trailers")
+        .field("trailer", "x-sum")
         .trailer("x-sum", "1")
-        .answer(200, &[("x-answer", "yes")], &["a", "b"])
+        .answer(200, &[("x-answer", "yes"), ("trailer", "x-answer-sum")], &["a", "b"])
         .answer_trailer("x-answer-sum", "2")
 }
 
