@@ -65,8 +65,8 @@ pub struct Step {
     pub callouts: Vec<Callout>,
     /// Send it again until it is answered with this status.
     pub until_status: Option<u16>,
-    /// The origin sees the request, if not at once: wait for it.
-    pub await_upstream: bool,
+    /// How many requests the origin is waited for; some come after the client has its answer.
+    pub await_upstream: usize,
 }
 
 impl Default for Step {
@@ -77,7 +77,7 @@ impl Default for Step {
             response: ResponsePlan::default(),
             callouts: Vec::new(),
             until_status: None,
-            await_upstream: false,
+            await_upstream: 0,
         }
     }
 }
@@ -185,10 +185,10 @@ impl Step {
         self
     }
 
-    /// The origin sees something of the request, if not at once.
+    /// The origin sees so many requests, some perhaps only after the client has its answer.
     #[must_use]
-    pub fn await_upstream(mut self) -> Step {
-        self.await_upstream = true;
+    pub fn await_upstream(mut self, requests: usize) -> Step {
+        self.await_upstream = requests;
         self
     }
 }

@@ -21,6 +21,9 @@ use crate::upstream::Upstream;
 /// everything tells nothing.
 const PIECE_PAUSE_MAX: Duration = Duration::from_millis(150);
 
+/// How long a request may take to the origin after the client has its answer.
+const UPSTREAM_LAG_MAX: Duration = Duration::from_millis(500);
+
 /// How long a row may take to come to its end.
 const ROW_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -132,7 +135,8 @@ impl Side {
         outcome.response(response.as_ref());
         if row.upstream {
             let mut requests = origin.requests();
-            while step.await_upstream && requests.is_empty() && Instant::now() < deadline {
+            let deadline = Instant::now() + UPSTREAM_LAG_MAX;
+            while requests.len() < step.await_upstream && Instant::now() < deadline {
                 // What is sent on at once may still arrive after the answer that the client has.
                 std::thread::sleep(Duration::from_millis(5));
                 requests = origin.requests();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::{Answer, Call};
-use crate::abi::{BufferType, Direction, MapType, Status};
+use crate::abi::{BufferType, MapType, Status};
 use crate::exchange::{Exchange, LocalResponse, StageView};
 use crate::fields::{FieldMap, is_token, is_value};
 use crate::pairs;

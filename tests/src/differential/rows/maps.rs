@@ -314,6 +314,7 @@ pub(super) fn rows() -> Vec<Row> {
                 request_headers: proxy_add_header_map_value 0 "x-late" "1"
                 "#,
             )
+            .steps([Step::get().await_upstream(2)])
             .upstream()
             .deviates("resuming what was not paused"),
         Row::new("maps/released_response", "The same of a response's fields.")
