@@ -176,6 +176,8 @@ pub enum GrpcEvent {
     },
     /// The bytes of one [`Action::GrpcSend`] have left; so many.
     Sent(usize),
+    /// Nothing but another turn; see [`Worker::grpc_event`].
+    Turn,
 }
 
 impl GrpcEvent {
@@ -306,7 +308,7 @@ enum Errand {
     Asked(StreamId, usize),
     /// The VM behind a stage of this stream is gone while it held something.
     Broken(StreamId, usize),
-    /// A gRPC exchange has something to tell its guest, which was running.
+    /// A gRPC exchange was ended while its guest was running, which is to be told.
     Tell(CallId),
 }
 
@@ -325,7 +327,7 @@ enum Guest {
     Failed,
 }
 
-/// How long ticks and notifications may keep requests waiting. One of them may take longer, up to the guest's own limit, and is
+/// How long ticks, notifications and messages of a gRPC stream may keep requests waiting. One of them may take longer, up to the guest's own limit, and is
 /// then the last of its turn.
 const TURN: Duration = Duration::from_millis(10);
 

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portcullis_abi::{
-    Action, Call, CallAnswer, CallId, Embedder, GrpcEvent, Lint, LogLevel, LogRecord, Part, StreamId, StreamInfo,
-    Worker,
+    Action, Call, CallAnswer, CallId, Embedder, GrpcOpen, Lint, LogLevel, LogRecord, Part, StreamId, StreamInfo, Worker,
 };
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -21,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::callout;
 use crate::exchange::Exchange;
+use crate::grpc::{self, Outgoing};
 use crate::metrics::{Counter, Registry, WorkerMetrics};
 use crate::outbox::Bell;
 use crate::plan::Plan;
@@ -33,12 +33,19 @@ pub(crate) struct Core {
     pub(crate) metrics: Rc<WorkerMetrics>,
     worker: RefCell<Worker>,
     exchanges: RefCell<HashMap<StreamId, Rc<Exchange>>>,
-    calls: RefCell<HashMap<CallId, AbortHandle>>,
+    calls: RefCell<HashMap<CallId, Running>>,
     refusals: Refusals,
     next_timer: Cell<Option<Duration>>,
     timer_changed: Bell,
     notified: Arc<Notify>,
     retired: Cell<bool>,
+}
+
+/// A callout under way.
+struct Running {
+    task: AbortHandle,
+    /// What is still to be sent, of a gRPC exchange.
+    outgoing: Option<Rc<Outgoing>>,
 }
 
 /// A worker whose filters do not start.
@@ -137,7 +144,7 @@ impl Core {
             return;
         }
         for (_, call) in self.calls.borrow_mut().drain() {
-            call.abort();
+            call.task.abort();
         }
         self.with(Worker::shutdown);
         self.timer_changed.ring();
@@ -192,18 +199,16 @@ impl Core {
                 }
             }
             Action::Call(id, call) => self.start_call(id, call),
-            Action::GrpcOpen(id, _) => {
-                // Not carried by this proxy yet; the guest hears of it once it has returned.
-                let core = Rc::clone(self);
-                tokio::task::spawn_local(async move {
-                    let answer = GrpcEvent::unavailable("no gRPC", "grpc_is_not_carried");
-                    core.with(|worker| worker.grpc_event(id, answer));
-                });
+            Action::GrpcOpen(id, open) => self.start_exchange(id, open),
+            Action::GrpcSend(id, bytes, end) => {
+                if let Some(Running { outgoing: Some(outgoing), .. }) = self.calls.borrow().get(&id) {
+                    outgoing.put(bytes, end);
+                }
             }
-            Action::GrpcSend(..) => {}
             Action::CancelCall(id) => {
-                if let Some(call) = self.calls.borrow_mut().remove(&id) {
-                    call.abort();
+                let call = self.calls.borrow_mut().remove(&id);
+                if let Some(call) = call {
+                    call.task.abort();
                 }
             }
             other => {
@@ -227,7 +232,20 @@ impl Core {
             core.calls.borrow_mut().remove(&id);
             core.with(|worker| worker.call_answered(id, answer));
         });
-        self.calls.borrow_mut().insert(id, task.abort_handle());
+        self.calls.borrow_mut().insert(id, Running { task: task.abort_handle(), outgoing: None });
+    }
+
+    fn start_exchange(self: &Rc<Self>, id: CallId, open: GrpcOpen) {
+        let core = Rc::clone(self);
+        let outgoing = Rc::new(Outgoing::default());
+        let task = tokio::task::spawn_local({
+            let outgoing = Rc::clone(&outgoing);
+            async move {
+                grpc::carry(&core, id, open, outgoing).await;
+                core.calls.borrow_mut().remove(&id);
+            }
+        });
+        self.calls.borrow_mut().insert(id, Running { task: task.abort_handle(), outgoing: Some(outgoing) });
     }
 
     /// Which filters run and which have failed.

@@ -22,6 +22,7 @@ mod exchange;
 mod failure;
 pub mod framing;
 mod gate;
+mod grpc;
 mod ids;
 mod listener;
 mod message;

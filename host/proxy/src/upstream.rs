@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::failure::UpstreamFailure;
+use crate::grpc::Sending;
 use crate::metrics::{Counter, Registry};
 use crate::released::{BrokenOff, Released};
 
@@ -66,6 +67,7 @@ pub(crate) struct Upstream {
     open: Cell<usize>,
     failures: Vec<Arc<Counter>>,
     connections: Arc<Counter>,
+    warned: Cell<bool>,
 }
 
 #[derive(Default)]
@@ -130,7 +132,8 @@ impl Upstream {
             &[("upstream", &settings.name)],
         );
         let endpoints = settings.endpoints.iter().map(|_| EndpointState::default()).collect();
-        Upstream { settings, tls, endpoints, next: Cell::new(0), open: Cell::new(0), failures, connections }
+        let (next, open, warned) = (Cell::new(0), Cell::new(0), Cell::new(false));
+        Upstream { settings, tls, endpoints, next, open, failures, connections, warned }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -140,6 +143,13 @@ impl Upstream {
     /// The scheme, where HTTP/2 is spoken: there it is part of the request.
     pub(crate) fn http2_scheme(&self) -> Option<&'static str> {
         self.settings.http2.then_some(if self.tls.is_some() { "https" } else { "http" })
+    }
+
+    /// Says what is wrong with its settings, once: it happens anew with each request.
+    pub(crate) fn warn_once(&self, problem: &str) {
+        if !self.warned.replace(true) {
+            tracing::warn!(upstream = self.name(), "{problem}");
+        }
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {
@@ -423,6 +433,7 @@ pub(crate) enum RequestBody {
     Empty,
     Whole(Option<Bytes>),
     Released(Released),
+    Grpc(Sending),
 }
 
 impl Body for RequestBody {
@@ -434,6 +445,7 @@ impl Body for RequestBody {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             RequestBody::Released(released) => released.poll_frame(cx),
+            RequestBody::Grpc(sending) => sending.poll_frame(cx),
         }
     }
 
@@ -442,6 +454,7 @@ impl Body for RequestBody {
             RequestBody::Empty => true,
             RequestBody::Whole(bytes) => bytes.is_none(),
             RequestBody::Released(released) => released.is_done(),
+            RequestBody::Grpc(sending) => sending.is_done(),
         }
     }
 
@@ -450,6 +463,7 @@ impl Body for RequestBody {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             RequestBody::Released(released) => released.left().map_or_else(SizeHint::default, SizeHint::with_exact),
+            RequestBody::Grpc(_) => SizeHint::default(),
         }
     }
 }

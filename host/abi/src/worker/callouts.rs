@@ -3,7 +3,7 @@
 //! A guest is told only while none of its callbacks runs; what it does in the callback, such as cancelling the very exchange
 //! it is told of, counts before the next piece is delivered.
 
-use super::{Action, Call, CallAnswer, CallId, Errand, GrpcEvent, GrpcOpen, PendingCall, StreamId, Worker};
+use super::{Action, Call, CallAnswer, CallId, Errand, GrpcEvent, GrpcOpen, PendingCall, StreamId, TURN, Worker};
 use crate::grpc::{Answer, Step, status};
 use crate::vm::{CallKind, CallOwner, CallRequest, CallView, GrpcView, OpenCall};
 
@@ -22,13 +22,17 @@ impl Worker {
     }
 
     /// What happened to a gRPC exchange. Events of exchanges that are over are dropped.
-    pub fn grpc_event(&mut self, call: CallId, event: GrpcEvent) {
+    ///
+    /// Whether messages are left over, because the guest takes long over each: tell of [`GrpcEvent::Turn`] once requests had
+    /// theirs, and of nothing else before.
+    #[must_use = "what is left over must be asked for"]
+    pub fn grpc_event(&mut self, call: CallId, event: GrpcEvent) -> bool {
         let Some(pending) = self.calls.get_mut(&call) else {
-            return;
+            return false;
         };
         let slot = pending.slot;
         let Some(answer) = &mut pending.grpc else {
-            return;
+            return false;
         };
         match event {
             GrpcEvent::Headers { fields, end_of_stream } => answer.headers(fields, end_of_stream),
@@ -42,20 +46,23 @@ impl Worker {
                 if let Some(open) = vm.and_then(|vm| vm.state_mut().calls.get_mut(&call.token)) {
                     open.unsent = open.unsent.saturating_sub(OpenCall::cost(bytes));
                 }
-                return;
+                return false;
             }
+            GrpcEvent::Turn => {}
         }
-        self.tell(call);
+        let left = self.tell(call);
         self.settle();
+        left
     }
 
-    /// Delivers what there is of an answer, as long as the guest wants it.
-    pub(super) fn tell(&mut self, call: CallId) {
+    /// Delivers what there is of an answer, as long as the guest wants it and for one turn; whether something may be left.
+    pub(super) fn tell(&mut self, call: CallId) -> bool {
         let CallId { token, .. } = call;
+        let began = self.now();
         while let Some(pending) = self.calls.get_mut(&call) {
             let (slot, root) = (pending.slot, pending.root);
-            let Some(answer) = &mut pending.grpc else { return };
-            let Some(step) = answer.next() else { return };
+            let Some(answer) = &mut pending.grpc else { return false };
+            let Some(step) = answer.next() else { return false };
             let is_last = answer.is_unary() || matches!(step, Step::Close(..));
             let is_cut = answer.is_cut();
             let mut forget = false;
@@ -64,7 +71,7 @@ impl Worker {
                 if is_cut {
                     self.actions.push_back(Action::CancelCall(call));
                 }
-                let Some(vm) = &mut self.vms[slot].vm else { return };
+                let Some(vm) = &mut self.vms[slot].vm else { return false };
                 let state = vm.state_mut();
                 let open = state.calls.remove(&token).unwrap_or_default();
                 forget = open.closed || CallKind::of(token) == Some(CallKind::GrpcCall);
@@ -79,7 +86,11 @@ impl Worker {
             if forget && let Some(vm) = &mut self.vms[slot].vm {
                 vm.state_mut().ended.remove(token);
             }
+            if self.now().saturating_sub(began) >= TURN {
+                return self.calls.contains_key(&call);
+            }
         }
+        false
     }
 
     /// The stream is over: its callouts are cancelled. Guests hear of it, since SDKs keep a record of each until then.
@@ -91,6 +102,7 @@ impl Worker {
             let Some(pending) = self.calls.get_mut(&call) else { continue };
             if let Some(answer) = &mut pending.grpc {
                 answer.cut(status::CANCELLED, "the stream that it was for has ended");
+                // One step, the end.
                 self.tell(call);
             } else {
                 self.actions.push_back(Action::CancelCall(call));

@@ -93,6 +93,11 @@ fn log(host: &Host) -> Vec<String> {
     host.world.log.take()
 }
 
+/// Tells of an event that leaves nothing over.
+fn event(host: &mut Host, call: CallId, event: GrpcEvent) {
+    assert!(!host.worker.grpc_event(call, event));
+}
+
 fn head() -> GrpcEvent {
     GrpcEvent::Headers { fields: [(":status", "200")].into_iter().collect(), end_of_stream: false }
 }
@@ -122,11 +127,11 @@ fn a_call_is_one_message_there_and_one_back() {
     );
     let (mut host, _) = begin(script("(call $status (call $call))", ""));
     let [call] = opened(&mut host)[..] else { panic!("one call") };
-    for event in [head(), data(&["world"]), trailers("0")] {
-        host.worker.grpc_event(call, event);
+    for each in [head(), data(&["world"]), trailers("0")] {
+        event(&mut host, call, each);
     }
     assert_eq!(log(&host), ["a", "msg15", "world"], "the root context 1, the token 5");
-    host.worker.grpc_event(call, trailers("0"));
+    event(&mut host, call, trailers("0"));
     assert_eq!((log(&host), host.seen()), (vec![], vec![]), "once");
 }
 
@@ -134,14 +139,14 @@ fn a_call_is_one_message_there_and_one_back() {
 fn a_failed_call_is_told_by_its_status_alone() {
     let (mut host, _) = begin(script("(call $status (call $call))", ""));
     let [call] = opened(&mut host)[..] else { panic!("one call") };
-    for event in [head(), data(&["world"]), trailers("7")] {
-        host.worker.grpc_event(call, event);
+    for each in [head(), data(&["world"]), trailers("7")] {
+        event(&mut host, call, each);
     }
     assert_eq!(log(&host), ["a", "end15", "7", "via_upstream"]);
 
     let (mut host, _) = begin(script("(call $status (call $call))", ""));
     let [call] = opened(&mut host)[..] else { panic!("one call") };
-    host.worker.grpc_event(call, GrpcEvent::unavailable("reset reason: overflow", "details"));
+    event(&mut host, call, GrpcEvent::unavailable("reset reason: overflow", "details"));
     let message = "upstream connect error or disconnect/reset before headers. reset reason: overflow{details}";
     assert_eq!(log(&host), ["a", "end15", ">", message], "14");
 }
@@ -161,14 +166,14 @@ fn a_stream_carries_messages_both_ways() {
     let (mut host, _) =
         begin(script("(call $status (call $stream)) (call $status (call $send (i32.const 0)))", further));
     let [call] = opened(&mut host)[..] else { panic!("one stream") };
-    for event in [head(), data(&["one"])] {
-        host.worker.grpc_event(call, event);
+    for each in [head(), data(&["one"])] {
+        event(&mut host, call, each);
     }
     let one = "send b\"\\0\\0\\0\\0\\x05hello\"";
     assert_eq!(host.seen(), [one, &format!("{one}.")], "what follows the end of our side has no effect");
     assert_eq!(log(&host), ["a", "a", "ini16", "msg16", "one", "a", "a", "a"]);
     assert!(host.world.lints.borrow().iter().any(|lint| lint.contains("has ended its side")));
-    host.worker.grpc_event(call, trailers("0"));
+    event(&mut host, call, trailers("0"));
     assert_eq!(log(&host), ["tra16", "0", "end16", "0", "via_upstream"]);
 }
 
@@ -176,9 +181,9 @@ fn a_stream_carries_messages_both_ways() {
 fn bytes_of_a_message_may_arrive_one_by_one() {
     let (mut host, _) = begin(script("(drop (call $stream))", ""));
     let [call] = opened(&mut host)[..] else { panic!("one stream") };
-    host.worker.grpc_event(call, head());
+    event(&mut host, call, head());
     for byte in [grpc_frame(b"one"), grpc_frame(b""), grpc_frame(b"two")].concat() {
-        host.worker.grpc_event(call, GrpcEvent::Data(Bytes::from(vec![byte])));
+        event(&mut host, call, GrpcEvent::Data(Bytes::from(vec![byte])));
     }
     assert_eq!(log(&host), ["ini16", "msg16", "one", "msg16", "", "msg16", "two"]);
 }
@@ -189,19 +194,19 @@ fn closing_ends_our_side_and_cancelling_everything() {
     let cancel = "(call $status (call $grpc_cancel (global.get $token)))";
     let (mut host, _) = begin(script("(drop (call $stream))", &format!("{close}{close}")));
     let [call] = opened(&mut host)[..] else { panic!("one stream") };
-    host.worker.grpc_event(call, head());
-    host.worker.grpc_event(call, data(&["one"]));
+    event(&mut host, call, head());
+    event(&mut host, call, data(&["one"]));
     assert_eq!(host.seen(), ["send b\"\"."]);
-    host.worker.grpc_event(call, trailers("0"));
+    event(&mut host, call, trailers("0"));
     assert_eq!(log(&host), ["ini16", "msg16", "one", "a", "a", "tra16", "0", "end16", "0", "via_upstream"]);
 
     // The second message has arrived together with the first, and nobody wants it any more.
     let (mut host, _) = begin(script("(drop (call $stream))", &format!("{cancel}{cancel}{close}")));
     let [call] = opened(&mut host)[..] else { panic!("one stream") };
-    host.worker.grpc_event(call, head());
-    host.worker.grpc_event(call, data(&["one", "two"]));
+    event(&mut host, call, head());
+    event(&mut host, call, data(&["one", "two"]));
     assert_eq!(host.seen(), ["cancel call"]);
-    host.worker.grpc_event(call, trailers("0"));
+    event(&mut host, call, trailers("0"));
     assert_eq!(log(&host), ["ini16", "msg16", "one", "a", "b", "b"], "the token is unknown from then on");
 
     // Of a call, closing is cancelling; one that was not even begun never is.
@@ -220,8 +225,8 @@ fn a_stream_that_the_server_ended_can_be_closed_or_cancelled_once() {
         let first = host.open(&[0]);
         host.worker.request_headers(first, request(), true);
         let [call] = opened(&mut host)[..] else { panic!("one stream") };
-        host.worker.grpc_event(call, head());
-        host.worker.grpc_event(call, trailers("0"));
+        event(&mut host, call, head());
+        event(&mut host, call, trailers("0"));
         log(&host);
         let second = host.open(&[0]);
         host.worker.request_headers(second, request(), true);
@@ -291,8 +296,8 @@ fn calls_of_all_kinds_count_together() {
     let (mut host, _) = begin(limited);
     assert_eq!(host.world.said(), "aaakkk");
     let [call, _] = opened(&mut host)[..] else { panic!("two exchanges") };
-    host.worker.grpc_event(call, head());
-    host.worker.grpc_event(call, trailers("0"));
+    event(&mut host, call, head());
+    event(&mut host, call, trailers("0"));
     log(&host);
     let second = host.open(&[0]);
     host.worker.request_headers(second, request(), true);
@@ -347,14 +352,30 @@ fn what_waits_to_be_sent_is_bounded_by_the_end_of_the_stream() {
     let more = "(call $status (call $send (i32.const 0)))";
     let mut limited = script(&format!("(drop (call $stream)) {more}{more}"), &format!("{more}{more}"));
     limited.limits.call_bytes_max = 148;
-    host.worker.grpc_event(call, GrpcEvent::Sent(10));
+    event(&mut host, call, GrpcEvent::Sent(10));
     let (mut host, _) = begin(limited);
     let [call] = opened(&mut host)[..] else { panic!("one stream") };
-    host.worker.grpc_event(call, GrpcEvent::Sent(10));
-    host.worker.grpc_event(call, GrpcEvent::Sent(10));
-    host.worker.grpc_event(call, head());
-    host.worker.grpc_event(call, data(&["go"]));
+    event(&mut host, call, GrpcEvent::Sent(10));
+    event(&mut host, call, GrpcEvent::Sent(10));
+    event(&mut host, call, head());
+    event(&mut host, call, data(&["go"]));
     assert_eq!(log(&host), ["a", "a", "ini16", "msg16", "go", "a", "a"]);
+}
+
+#[test]
+fn messages_that_take_long_leave_turns_to_requests() {
+    let (mut host, _) = begin(script("(drop (call $stream))", ""));
+    let [call] = opened(&mut host)[..] else { panic!("one stream") };
+    event(&mut host, call, head());
+    log(&host);
+    // Two lines a message, and turns of 10 ms.
+    host.world.line_takes.set(Duration::from_millis(3));
+    assert!(host.worker.grpc_event(call, data(&["a", "b", "c"])));
+    assert_eq!(log(&host), ["msg16", "a", "msg16", "b"]);
+    event(&mut host, call, GrpcEvent::Turn);
+    assert_eq!(log(&host), ["msg16", "c"]);
+    event(&mut host, call, GrpcEvent::Turn);
+    assert_eq!(log(&host), [""; 0]);
 }
 
 #[test]
@@ -363,9 +384,9 @@ fn a_message_that_is_too_long_ends_the_exchange() {
     limited.limits.call_bytes_max = 10;
     let (mut host, _) = begin(limited);
     let [call] = opened(&mut host)[..] else { panic!("one stream") };
-    host.worker.grpc_event(call, head());
-    host.worker.grpc_event(call, data(&["0123456789"]));
-    host.worker.grpc_event(call, GrpcEvent::Data(Bytes::from_static(b"\0\0\0\0\x0b")));
+    event(&mut host, call, head());
+    event(&mut host, call, data(&["0123456789"]));
+    event(&mut host, call, GrpcEvent::Data(Bytes::from_static(b"\0\0\0\0\x0b")));
     assert_eq!(log(&host), ["ini16", "msg16", "0123456789", "tra16", "end16", "8", "via_upstream"]);
     assert_eq!(host.seen(), ["cancel call"]);
 }
@@ -379,8 +400,8 @@ fn a_finished_stream_cancels_its_exchanges() {
     let message = "the stream that it was for has ended";
     assert_eq!(log(&host), ["end15", "1", message, "end16", "1", message]);
     for call in [first, second] {
-        host.worker.grpc_event(call, head());
-        host.worker.grpc_event(call, trailers("0"));
+        event(&mut host, call, head());
+        event(&mut host, call, trailers("0"));
     }
     assert_eq!(log(&host), [""; 0]);
 }
@@ -389,12 +410,12 @@ fn a_finished_stream_cancels_its_exchanges() {
 fn a_trap_cancels_what_the_guest_began() {
     let (mut host, _) = begin(script("(drop (call $stream)) (drop (call $stream))", "(unreachable)"));
     let [first, second] = opened(&mut host)[..] else { panic!("two streams") };
-    host.worker.grpc_event(first, head());
-    host.worker.grpc_event(first, data(&["one", "two"]));
+    event(&mut host, first, head());
+    event(&mut host, first, data(&["one", "two"]));
     let seen = host.seen();
     assert_eq!(seen.iter().filter(|line| *line == "cancel call").count(), 2, "{seen:?}");
     assert!(seen.iter().any(|line| line.starts_with("< [:status=503")), "the request that waits fails: {seen:?}");
-    host.worker.grpc_event(second, head());
+    event(&mut host, second, head());
     assert_eq!(log(&host).iter().filter(|line| line.starts_with("msg")).count(), 1);
 }
 
@@ -405,8 +426,8 @@ fn a_callback_that_is_not_allowed_is_not_called() {
     restricted.capabilities.functions = Some(allowed.into_iter().map(str::to_owned).collect());
     let (mut host, _) = begin(restricted);
     let [call] = opened(&mut host)[..] else { panic!("one call") };
-    for event in [head(), data(&["world"]), trailers("0")] {
-        host.worker.grpc_event(call, event);
+    for each in [head(), data(&["world"]), trailers("0")] {
+        event(&mut host, call, each);
     }
     assert_eq!(log(&host), ["a"]);
 }
@@ -420,7 +441,7 @@ fn the_status_is_that_of_the_last_failure() {
     let Some(Action::Call(http, _)) = actions.pop() else { panic!("{actions:?}") };
     let Some(Action::GrpcOpen(call, open)) = actions.drain(..).next() else { panic!("a call") };
     assert_eq!(open.timeout, Some(Duration::from_secs(1)));
-    host.worker.grpc_event(call, trailers("7"));
+    event(&mut host, call, trailers("7"));
     host.worker.call_answered(http, CallAnswer::Reset);
     let second = host.open(&[0]);
     host.worker.request_headers(second, request(), true);

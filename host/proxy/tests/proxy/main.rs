@@ -2,6 +2,7 @@
 //! they are. One program, because linking the WebAssembly runtime takes longer than all tests together.
 
 mod filters;
+mod grpc;
 mod lifecycle;
 mod operators;
 mod requests;

@@ -416,7 +416,8 @@ fn converse(connection: usize, mut stream: TcpStream, script: &Script, log: &Mut
 /// A guest: `callbacks` in WebAssembly text, in which `@name` stands for the address and the length of a piece of `data`.
 ///
 /// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`, `$context`,
-/// `$tick_every`, `$register_queue`, `$enqueue`.
+/// `$tick_every`, `$register_queue`, `$enqueue`, `$get_buffer`, `$grpc_call`, `$grpc_stream`, `$grpc_send`, `$grpc_close`,
+/// `$grpc_cancel`, `$get_status`.
 pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
     let mut segments = String::new();
     let mut at = 1024;
@@ -446,6 +447,14 @@ pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
         (import "env" "proxy_register_shared_queue" (func $register_queue (param i32 i32 i32) (result i32)))
         (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
         (import "env" "proxy_set_effective_context" (func $context (param i32) (result i32)))
+        (import "env" "proxy_get_buffer_bytes" (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_grpc_call"
+            (func $grpc_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_grpc_stream" (func $grpc_stream (param i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_grpc_send" (func $grpc_send (param i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_grpc_close" (func $grpc_close (param i32) (result i32)))
+        (import "env" "proxy_grpc_cancel" (func $grpc_cancel (param i32) (result i32)))
+        (import "env" "proxy_get_status" (func $get_status (param i32 i32 i32) (result i32)))
         (memory (export "memory") 4)
         (func (export "proxy_abi_version_0_2_1"))
         ;; Nothing is kept beyond a callback, so everything the host hands over may go to one place.
