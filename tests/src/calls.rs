@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_harness::{Filter, Host, HostKind, RequestPlan, ResponsePlan};
 
+use crate::connection::Connection;
 use crate::policy::PolicyParts;
 use crate::process::DEADLINE;
 use crate::server::Server;
@@ -28,8 +29,6 @@ pub enum Calls {
 pub struct Real {
     server: Server,
     origin: Upstream,
-    /// Lines of the log that were handed out.
-    seen: usize,
     _folder: tempfile::TempDir,
 }
 
@@ -51,39 +50,78 @@ impl Calls {
             callouts: &[],
             failure_policy: None,
         }
-        .write(folder.path())?;
+        // Scripts log more than filters should.
+        .write_with(folder.path(), &["limits: { log_lines_per_second: 100000 }"])?;
         let server = Server::start(host, &policy)?;
-        Ok(Calls::Real(Box::new(Real { server, origin, seen: 0, _folder: folder })))
+        Ok(Calls::Real(Box::new(Real { server, origin, _folder: folder })))
     }
 
     /// Sends a request with a script of its own; gives what the guest logged for it, in order, without the mark.
     pub fn request(&mut self, mut request: RequestPlan, script: &str) -> Result<Vec<String>, String> {
-        let script = format!("{}; delete: return 0", script.trim().replace('\n', "; "));
-        request.fields.push("x-calls", script);
+        request.fields.push("x-calls", ending(script));
         match self {
             Calls::Simulated(filter) => {
                 let seen = filter.exchange(&request, &ResponsePlan::default());
                 let lines = marked(seen.log.iter().map(|line| line.message.as_str()));
                 finished(lines).ok_or_else(|| "the stream did not end".to_owned())
             }
-            Calls::Real(real) => real.request(&request),
+            Calls::Real(real) => {
+                let address = real.server.address();
+                // A script may cut the connection; what was logged is of interest then, too.
+                real.observe(|| client::send(address, &request).map(drop))
+            }
         }
+    }
+
+    /// What the guest has logged by the time that it logs a line that begins so; for callbacks of its root context.
+    pub fn until(&mut self, begin: &str) -> Result<Vec<String>, String> {
+        match self {
+            Calls::Simulated(filter) => {
+                filter.host().advance(Duration::from_secs(1));
+                Ok(marked(filter.host().log().iter().map(|line| line.message.as_str())))
+            }
+            Calls::Real(real) => {
+                real.wait_for(0, |lines| lines.iter().any(|line| line.starts_with(begin)).then_some(lines))
+            }
+        }
+    }
+
+    /// Sends a `GET` for each script, on one connection; gives the lines of all. Not in the harness, which has no connections.
+    pub fn on_one_connection(&mut self, scripts: &[&str]) -> Result<Vec<String>, String> {
+        let Calls::Real(real) = self else { return Err("the harness has no connections".to_owned()) };
+        let mut connection = Connection::open(real.server.address())?;
+        let mut lines = Vec::new();
+        for script in scripts {
+            let script = ending(script);
+            lines.extend(real.observe(|| connection.get_with("/", &[("x-calls", &script)]).map(drop))?);
+        }
+        Ok(lines)
     }
 }
 
+/// A script on one line, with the mark of the end behind it.
+fn ending(script: &str) -> String {
+    format!("{}; delete: return 0", script.trim().replace('\n', "; "))
+}
+
 impl Real {
-    fn request(&mut self, request: &RequestPlan) -> Result<Vec<String>, String> {
+    /// Does something, and gives what was logged until a stream had ended.
+    fn observe(&mut self, act: impl FnOnce() -> Result<(), String>) -> Result<Vec<String>, String> {
         self.origin.take_requests();
-        self.seen = marked(self.server.log().lines()).len();
-        // A script may cut the connection; what was logged is of interest then, too.
-        client::send(self.server.address(), request)?;
+        let seen = marked(self.server.log().lines()).len();
+        act()?;
+        self.wait_for(seen, finished)
+    }
+
+    /// Waits until there is something in what was logged behind the first `seen` lines.
+    fn wait_for<T>(&self, seen: usize, find: impl Fn(Vec<String>) -> Option<T>) -> Result<T, String> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            if let Some(lines) = finished(marked(self.server.log().lines()).split_off(self.seen)) {
-                return Ok(lines);
+            if let Some(found) = find(marked(self.server.log().lines()).split_off(seen)) {
+                return Ok(found);
             }
             if Instant::now() > deadline {
-                return Err(format!("the stream did not end:\n{}", self.server.log()));
+                return Err(format!("what was waited for never came:\n{}", self.server.log()));
             }
             // The log of a stream that has ended comes when the process gets to it.
             std::thread::sleep(Duration::from_millis(5));

@@ -34,9 +34,15 @@ impl Connection {
 
     /// Sends a `GET`, reads the whole answer and returns its status.
     pub fn get(&mut self, path: &str, authorization: Option<&str>) -> Result<u16, String> {
+        let authorization = authorization.map(|value| ("authorization", value));
+        self.get_with(path, authorization.as_slice())
+    }
+
+    /// The same, with these fields.
+    pub fn get_with(&mut self, path: &str, fields: &[(&str, &str)]) -> Result<u16, String> {
         let mut request = Request::get(path).header("host", "api.example.com");
-        if let Some(authorization) = authorization {
-            request = request.header("authorization", authorization);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
         }
         let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
         let sender = &mut self.sender;

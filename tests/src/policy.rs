@@ -25,6 +25,11 @@ pub struct PolicyParts<'a> {
 impl PolicyParts<'_> {
     /// Writes the policy and the filter's configuration into `folder`; returns the policy's path.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, String> {
+        self.write_with(folder, &[])
+    }
+
+    /// The same, with further lines of the filter's entry, such as `limits: { callouts: 1 }`.
+    pub fn write_with(&self, folder: &Path, of_filter: &[&str]) -> Result<PathBuf, String> {
         let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
         let mut yaml = String::from(
             "version: 1\nworkers: 1\nadmin: { address: \"127.0.0.1:0\" }\nlisteners:\n  \
@@ -41,6 +46,9 @@ impl PolicyParts<'_> {
         }
         if let Some(failure_policy) = self.failure_policy {
             let _ = writeln!(yaml, "    failure_policy: {failure_policy}");
+        }
+        for line in of_filter {
+            let _ = writeln!(yaml, "    {line}");
         }
         if !self.callouts.is_empty() {
             let names: Vec<String> = self.callouts.iter().map(|(name, _)| quoted(name)).collect();

@@ -3,31 +3,341 @@
 use portcullis_harness::{HostKind, RequestPlan};
 use portcullis_tests::calls::Calls;
 
-/// Runs a script on all hosts; the lines must be those in `expected`.
-fn check(script: &str, expected: &[&str]) {
+/// Runs a script on all hosts, in a stream, after `configured` has run in the root context. Each line is a call and, behind
+/// `->`, the answer that every host gives.
+fn check(configured: &str, lines: &str) {
+    let lines: Vec<&str> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let script: Vec<String> = lines
+        .iter()
+        .map(|line| line.split_once(" -> ").map_or_else(|| panic!("no answer: {line}"), |(call, _)| call))
+        .map(|call| format!("request_headers: {call}"))
+        .collect();
+    let expected: Vec<String> = lines.iter().map(|line| format!("request_headers {line}")).collect();
     for host in [HostKind::Harness, HostKind::Standalone, HostKind::Envoy] {
-        let seen = Calls::start(host, "").and_then(|mut calls| calls.request(RequestPlan::new("GET", "/p?q"), script));
+        let seen = Calls::start(host, configured)
+            .and_then(|mut calls| calls.request(RequestPlan::new("GET", "/p?q"), &script.join("\n")));
         let seen = seen.unwrap_or_else(|error| panic!("{}: {error}", host.name()));
-        assert_eq!(seen, expected, "{}", host.name());
+        let differ: Vec<String> = seen
+            .iter()
+            .zip(&expected)
+            .filter(|(seen, expected)| seen != expected)
+            .map(|(seen, expected)| format!("expected {expected}\nseen     {seen}"))
+            .collect();
+        assert!(differ.is_empty(), "{}\n{}", host.name(), differ.join("\n"));
+        assert_eq!(seen.len(), expected.len(), "{}", host.name());
     }
 }
 
 #[test]
 fn what_is_absent_and_what_is_empty() {
     check(
+        "",
         r#"
-        request_headers: proxy_get_property "request\0path"
-        request_headers: proxy_get_property "request\0query"
-        request_headers: proxy_get_property "nothing"
-        request_headers: proxy_get_property ""
-        request_headers: proxy_get_header_map_value 0 "x-none"
+        proxy_get_property "request\0path" -> 0 "/p?q"
+        proxy_get_property "request\0query" -> 0 "q"
+        proxy_get_property "request\0path\0" -> 0 "/p?q"
+        proxy_get_property "request\0path\0more" -> 1
+        proxy_get_property "nothing" -> 1
+        proxy_get_property "" -> 3
+        proxy_get_header_map_value 0 "x-none" -> 1
         "#,
-        &[
-            r#"request_headers proxy_get_property "request\0path" -> 0 "/p?q""#,
-            r#"request_headers proxy_get_property "request\0query" -> 0 "q""#,
-            r#"request_headers proxy_get_property "nothing" -> 1"#,
-            r#"request_headers proxy_get_property "" -> 3"#,
-            r#"request_headers proxy_get_header_map_value 0 "x-none" -> 1"#,
-        ],
     );
+}
+
+/// `declare_property` with the fields name, readonly, type and span.
+fn declare(name: &str, readonly: bool, kind: u8, span: u8) -> String {
+    let name_field = format!("\\n\\x{:02x}{name}", name.len());
+    let rest = format!("\\x10\\x{:02x}\\x18\\x{kind:02x}\\x28\\x{span:02x}", u8::from(readonly));
+    format!("-configure: proxy_call_foreign_function \"declare_property\" \"{name_field}{rest}\"\n")
+}
+
+#[test]
+fn filters_keep_properties_with_a_stream() {
+    let declared = [
+        declare("ro", true, 0, 0),
+        declare("text", false, 1, 1),
+        declare("proto", false, 3, 0),
+        declare("strange", false, 9, 9),
+    ];
+    check(
+        &declared.concat(),
+        r#"
+        proxy_get_property "plain" -> 1
+        proxy_set_property "plain" "1" -> 0
+        proxy_get_property "plain" -> 0 "1"
+        proxy_get_property "plain\0" -> 0 "1"
+        proxy_get_property "plain\0more" -> 1
+        proxy_get_property "filter_state\0wasm.plain" -> 0 "1"
+        proxy_set_property "plain" "" -> 0
+        proxy_get_property "plain" -> 0 ""
+        proxy_set_property "a\0b" "1" -> 0
+        proxy_get_property "a\0b" -> 1
+        proxy_get_property "a" -> 1
+        proxy_set_property "a\0" "1" -> 0
+        proxy_get_property "a" -> 1
+        proxy_set_property "" "1" -> 0
+        proxy_get_property "filter_state\0wasm." -> 0 "1"
+        proxy_set_property "request\0path" "/other" -> 0
+        proxy_get_property "request\0path" -> 0 "/p?q"
+        proxy_set_property "plugin_name" "x" -> 0
+        proxy_get_property "plugin_name" -> 0 "calls"
+        proxy_set_property "ro" "1" -> 0
+        proxy_set_property "ro" "2" -> 2
+        proxy_get_property "ro" -> 0 "1"
+        proxy_set_property "text" "1" -> 0
+        proxy_set_property "text" "2" -> 0
+        proxy_get_property "text" -> 0 "2"
+        proxy_get_property "filter_state\0wasm.text" -> 0 "2"
+        proxy_set_property "proto" "\xff" -> 0
+        proxy_get_property "proto" -> 0 "\xff"
+        proxy_get_property "proto\0field" -> 1
+        proxy_get_property "filter_state\0wasm.proto" -> 3
+        proxy_set_property "strange" "1" -> 0
+        proxy_get_property "strange" -> 0 "1"
+        proxy_call_foreign_function "declare_property" "\n\x04late\x10\x01" -> 0 ""
+        proxy_call_foreign_function "declare_property" "\n\x04late\x10\x01" -> 2 ""
+        proxy_set_property "late" "1" -> 0
+        proxy_set_property "late" "2" -> 0
+        proxy_call_foreign_function "declare_property" "\n\x01\xff" -> 2 ""
+        proxy_call_foreign_function "declare_property" "\n\x05ro" -> 2 ""
+        "#,
+    );
+}
+
+#[test]
+fn root_contexts_have_no_stream() {
+    for host in [HostKind::Harness, HostKind::Standalone, HostKind::Envoy] {
+        let script = r#"
+            tick: proxy_set_property "a" "1"
+            tick: proxy_get_property "a"
+            tick: proxy_get_property "request\0path"
+            tick: proxy_get_property "connection_id"
+            tick: proxy_get_property "filter_state"
+            tick: proxy_get_property "metadata"
+            tick: proxy_get_property "xds"
+            tick: proxy_get_property "xds\0node\0id"
+            tick: proxy_get_property "xds\0route_name"
+            tick: proxy_get_property "plugin_root_id"
+            tick: proxy_call_foreign_function "set_envoy_filter_state" "\n\x0cenvoy.string\x12\x01x"
+            tick: proxy_call_foreign_function "clear_route_cache" ""
+            tick: proxy_call_foreign_function "nothing" ""
+            tick: proxy_call_foreign_function! "compress" ""
+            tick: proxy_set_tick_period_milliseconds 0
+            -configure: proxy_set_tick_period_milliseconds 1"#;
+        let expected = r#"
+            proxy_set_property "a" "1" -> 1
+            proxy_get_property "a" -> 1
+            proxy_get_property "request\0path" -> 1
+            proxy_get_property "connection_id" -> 1
+            proxy_get_property "filter_state" -> 1
+            proxy_get_property "metadata" -> 1
+            proxy_get_property "xds" -> 3
+            proxy_get_property "xds\0node\0id" -> 0 "portcullis"
+            proxy_get_property "xds\0route_name" -> 1
+            proxy_get_property "plugin_root_id" -> 0 ""
+            proxy_call_foreign_function "set_envoy_filter_state" "\n\x0cenvoy.string\x12\x01x" -> 1 ""
+            proxy_call_foreign_function "clear_route_cache" "" -> 0 ""
+            proxy_call_foreign_function "nothing" "" -> 1
+            proxy_call_foreign_function! "compress" "" -> 0
+            proxy_set_tick_period_milliseconds 0 -> 0"#;
+        let seen =
+            Calls::start(host, script).and_then(|mut calls| calls.until("tick proxy_set_tick_period_milliseconds"));
+        let seen = seen.unwrap_or_else(|error| panic!("{}: {error}", host.name()));
+        let expected: Vec<String> =
+            expected.lines().filter(|line| !line.is_empty()).map(|line| format!("tick {}", line.trim())).collect();
+        assert_eq!(seen[..expected.len()], expected, "{}", host.name());
+    }
+}
+
+/// `set_envoy_filter_state` with the fields path, value and span.
+fn keep(path: &str, value: &str, span: u8) -> String {
+    let argument = format!("\\n\\x{:02x}{path}\\x12\\x{:02x}{value}\\x18\\x{span:02x}", path.len(), value.len());
+    format!("proxy_call_foreign_function \"set_envoy_filter_state\" \"{argument}\"")
+}
+
+#[test]
+fn filter_state_of_envoys_own_kinds() {
+    let mut lines = String::new();
+    let address = "envoy.filters.listener.original_dst.local_ip";
+    for (path, value, set, got) in [
+        ("envoy.string", "text", "0 \"\"", r#"0 "text""#),
+        ("envoy.string", "", "0 \"\"", r#"0 """#),
+        ("envoy.bool", "yes", "0 \"\"", r#"0 "true""#),
+        ("envoy.bool", "perhaps", "2 \"\"", r#"0 "true""#),
+        ("envoy.tcp_proxy.cluster", "c", "0 \"\"", r#"0 "c""#),
+        ("envoy.tcp_proxy.disable_tunneling", "1", "0 \"\"", r#"0 "false""#),
+        ("envoy.network.upstream_server_name", "a.example", "0 \"\"", r#"0 "a.example""#),
+        ("envoy.upstream.dynamic_port", "+007", "0 \"\"", r#"0 "7""#),
+        ("envoy.upstream.dynamic_port", "-1", "2 \"\"", r#"0 "7""#),
+        ("envoy.network.ip", "::1", "0 \"\"", r#"0 "[::1]:0""#),
+        ("envoy.network.application_protocols", "h2", "0 \"\"", "1"),
+        ("envoy.nothing", "x", "1 \"\"", "1"),
+        ("wasm.x", "x", "1 \"\"", "1"),
+        (address, "1.2.3.4:5", "0 \"\"", r#"0 "\x00\x00\x00\x00""#),
+    ] {
+        lines.push_str(&format!("{} -> {set}\n", keep(path, value, 1)));
+        lines.push_str(&format!("proxy_get_property \"filter_state\\0{path}\" -> {got}\n"));
+    }
+    lines.push_str(&format!("proxy_get_property \"filter_state\\0{address}\\0ip\" -> 0 \"1.2.3.4\"\n"));
+    let port = r#"0 "\x05\x00\x00\x00\x00\x00\x00\x00""#;
+    lines.push_str(&format!("proxy_get_property \"filter_state\\0{address}\\0port\" -> {port}\n"));
+    // What is there with another span stays.
+    lines.push_str(&format!("{} -> 0 \"\"\n", keep("envoy.string", "other", 2)));
+    lines.push_str("proxy_get_property \"filter_state\\0envoy.string\" -> 0 \"\"\n");
+    check("", &lines);
+}
+
+#[test]
+fn what_belongs_to_a_connection_outlives_a_stream_of_it() {
+    let script = [declare("kept", false, 0, 2), declare("once", true, 0, 2), declare("gone", false, 0, 1)].concat();
+    let touch = r#"
+        request_headers: proxy_get_property "kept"
+        request_headers: proxy_get_property "gone"
+        request_headers: proxy_set_property "kept" "1"
+        request_headers: proxy_set_property "once" "1"
+        request_headers: proxy_set_property "gone" "1"
+        log: proxy_get_property "kept""#;
+    for host in [HostKind::Standalone, HostKind::Envoy] {
+        let mut calls = Calls::start(host, &script).unwrap_or_else(|error| panic!("{error}"));
+        for _ in 0..2 {
+            let seen = calls.on_one_connection(&[touch, touch]).unwrap_or_else(|error| panic!("{error}"));
+            let answers: Vec<&str> = seen.iter().filter_map(|line| Some(line.split_once(" -> ")?.1)).collect();
+            let first = ["1", "1", "0", "0", "0", "0 \"1\""];
+            let second = ["0 \"1\"", "1", "0", "2", "0", "0 \"1\""];
+            assert_eq!(answers, [first, second].concat(), "{}", host.name());
+        }
+    }
+}
+
+/// Attributes, by what they belong to.
+const ATTRIBUTES: &[(&str, &str)] = &[
+    (
+        "request",
+        "path url_path query host scheme method referer useragent time id protocol size total_size headers_bytes \
+         duration headers headers\\0x-dup headers\\0:path headers\\0host headers\\0x-none nothing",
+    ),
+    (
+        "response",
+        "code code_details flags grpc_status headers headers_bytes headers\\0x-dup trailers size total_size \
+         backend_latency nothing",
+    ),
+    ("source", "address port nothing"),
+    ("destination", "address port"),
+    (
+        "connection",
+        "id mtls requested_server_name tls_version subject_local_certificate subject_peer_certificate \
+         dns_san_local_certificate dns_san_peer_certificate uri_san_local_certificate uri_san_peer_certificate \
+         sha256_peer_certificate_digest peer_certificate termination_details transport_failure_reason",
+    ),
+    (
+        "upstream",
+        "address port tls_version subject_peer_certificate local_address locality transport_failure_reason \
+         request_attempt_count cx_pool_ready_duration num_endpoints",
+    ),
+    (
+        "xds",
+        "node\\0id node\\0cluster node\\0metadata node\\0nothing cluster_name cluster_metadata \
+         cluster_metadata\\0filter_metadata cluster_metadata\\0filter_metadata\\0x listener_direction listener_metadata \
+         route_name route_metadata virtual_host_name virtual_host_metadata upstream_host_metadata \
+         upstream_host_locality_metadata filter_chain_name nothing",
+    ),
+    ("metadata", "filter_metadata typed_filter_metadata filter_metadata\\0x nothing"),
+    ("filter_state", "wasm.x"),
+    ("upstream_filter_state", "wasm.x"),
+];
+
+/// Names without a dot; those that older Envoys knew are gone.
+const BARE: &str = "request response source destination connection upstream xds metadata filter_state \
+    upstream_filter_state connection_id plugin_name plugin_root_id plugin_vm_id node cluster_name cluster_metadata \
+    route_name route_metadata listener_direction listener_metadata upstream_host_metadata nothing \\0request request\\0";
+
+/// What no two hosts, or no two runs, have in common: only that it is there, and how long it is, is compared.
+const OWN: &[&str] = &[
+    "connection_id",
+    r"request\0time",
+    r"request\0id",
+    r"request\0duration",
+    r"source\0address",
+    r"source\0port",
+    r"destination\0address",
+    r"destination\0port",
+    r"connection\0id",
+    r"upstream\0address",
+    r"upstream\0port",
+    r"upstream\0local_address",
+    r"upstream\0cx_pool_ready_duration",
+    r"response\0backend_latency",
+    // Envoy shows filters fields of its own, and in no order.
+    r"request\0headers",
+    r"request\0headers_bytes",
+    r"request\0total_size",
+    r"response\0headers",
+    r"response\0headers_bytes",
+    r"response\0total_size",
+];
+
+/// Splits `CALLBACK proxy_get_property "PATH" -> ANSWER`, and reduces the answer to what hosts have in common.
+fn compared(line: &str) -> (&str, &str, String) {
+    let (callback, rest) = line.split_once(" proxy_get_property \"").expect(line);
+    let (path, answer) = rest.split_once("\" -> ").expect(line);
+    let common = match answer.split_once(' ') {
+        Some((status, _)) if OWN.contains(&path) => format!("{status} and something"),
+        _ => answer.to_owned(),
+    };
+    (callback, path, common)
+}
+
+/// Runs a script of properties in our host and in Envoy; gives what differs, but for `except`: callback and path.
+fn differences(script: &str, request: &RequestPlan, except: &[(&str, &str)]) -> Vec<String> {
+    let run = |host: HostKind| {
+        let mut calls = Calls::start(host, script).unwrap_or_else(|error| panic!("{error}"));
+        calls.request(request.clone(), "").unwrap_or_else(|error| panic!("{error}"))
+    };
+    let (ours, theirs) = (run(HostKind::Standalone), run(HostKind::Envoy));
+    assert_eq!(ours.len(), theirs.len());
+    assert_eq!(ours.len(), script.lines().count());
+    let pairs = ours.iter().zip(&theirs).map(|(ours, theirs)| (compared(ours), compared(theirs)));
+    pairs
+        .filter(|(ours, theirs)| ours != theirs && !except.contains(&(ours.0, ours.1)))
+        .map(|(ours, theirs)| format!("{} {}: ours {}, Envoy's {}", ours.0, ours.1, ours.2, theirs.2))
+        .collect()
+}
+
+#[test]
+fn attributes_are_those_of_envoy_in_every_callback() {
+    let mut paths: Vec<String> = BARE.split_whitespace().map(str::to_owned).collect();
+    for (group, names) in ATTRIBUTES {
+        paths.extend(names.split_whitespace().map(|name| format!("{group}\\0{name}")));
+    }
+    let callbacks = [
+        "context_create",
+        "request_headers",
+        "request_end",
+        "response_headers",
+        "response_end",
+        "log",
+        "done",
+        "delete",
+    ];
+    let lines: Vec<String> = callbacks
+        .iter()
+        .flat_map(|callback| paths.iter().map(move |path| format!("{callback}: proxy_get_property \"{path}\"")))
+        .collect();
+    let mut request = RequestPlan::new("POST", "/p/a?q=1");
+    for (name, value) in [("x-dup", "a"), ("x-dup", "b"), ("referer", "r"), ("user-agent", "u")] {
+        request.fields.push(name, value);
+    }
+    request.body = vec![b"hello".to_vec()];
+    // Envoy chooses an upstream's endpoint before it has a connection to it; and it is told of a body's end by itself.
+    let upstream = ["address", "port", "locality", "transport_failure_reason", "request_attempt_count"];
+    let upstream = upstream.map(|name| format!(r"upstream\0{name}"));
+    let except: Vec<(&str, &str)> = upstream
+        .iter()
+        .map(String::as_str)
+        .chain([r"xds\0upstream_host_metadata", r"xds\0upstream_host_locality_metadata"])
+        .map(|path| ("request_end", path))
+        .chain([("response_end", r"response\0size")])
+        .collect();
+    let differ = differences(&lines.join("\n"), &request, &except);
+    assert!(differ.is_empty(), "{} lines\n{}", differ.len(), differ.join("\n"));
 }

@@ -5,12 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::abi::{BufferType, Direction, MapType};
 use crate::fields::FieldMap;
 use crate::relay::TcpData;
+use crate::state::{ConnectionState, FilterState};
 
 /// Version of HTTP that a client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,15 +39,32 @@ impl Protocol {
     }
 }
 
-/// What is known of a client's TLS session.
+/// What is known of a TLS session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsInfo {
     /// E.g. `TLSv1.3`.
     pub version: String,
-    /// Server name the client asked for (SNI), if any.
+    /// Server name that was asked for (SNI), if any.
     pub server_name: String,
-    /// Whether the client presented a certificate that was accepted.
-    pub client_certificate_accepted: bool,
+    /// The certificate of this side.
+    pub local_certificate: Option<Arc<Certificate>>,
+    /// The certificate of the other side, if it presented one that was accepted.
+    pub peer_certificate: Option<Arc<Certificate>>,
+}
+
+/// What properties tell of a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its subject, as RFC 2253 writes it: the last part first.
+    pub subject: String,
+    /// Its DNS names, in order.
+    pub dns_names: Vec<String>,
+    /// Its URIs, in order.
+    pub uris: Vec<String>,
+    /// SHA-256 of its DER form, in lower-case hexadecimal digits.
+    pub sha256: String,
+    /// Its PEM form.
+    pub pem: String,
 }
 
 /// What is known of a stream when it begins. Properties are answered from it.
@@ -64,12 +85,14 @@ pub struct StreamInfo {
     pub connection_id: u64,
     /// Present on a TLS connection.
     pub tls: Option<TlsInfo>,
-    /// Name of the route that was chosen. Of a TCP connection: empty.
-    pub route_name: String,
-    /// Name of the upstream that the route, or the TCP listener, leads to.
-    pub cluster_name: String,
+    /// The route that was chosen.
+    pub route: RouteInfo,
+    /// What Envoy calls the part of a listener that took the connection.
+    pub filter_chain_name: &'static str,
     /// Name of the listener.
-    pub listener_name: String,
+    pub listener_name: Arc<str>,
+    /// What guests keep with the connection.
+    pub connection_state: ConnectionState,
     /// Bytes of body, or of a TCP connection, that may wait in the chain, per direction. Default 1 MiB, Envoy's.
     pub buffer_bytes_max: usize,
 }
@@ -84,12 +107,26 @@ impl Default for StreamInfo {
             start_unix_nanos: 0,
             connection_id: 0,
             tls: None,
-            route_name: String::new(),
-            cluster_name: String::new(),
-            listener_name: String::new(),
+            route: RouteInfo::default(),
+            filter_chain_name: "",
+            listener_name: Arc::default(),
+            connection_state: ConnectionState::default(),
             buffer_bytes_max: 1024 * 1024,
         }
     }
+}
+
+/// What is known of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteInfo {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Name of the upstream that it leads to.
+    pub cluster_name: Arc<str>,
+    /// Number of the upstream's endpoints; `None` where the route leads to no upstream.
+    pub endpoints: Option<usize>,
+    /// The most specific of the policy's host patterns that the request's host falls under.
+    pub virtual_host_name: Arc<str>,
 }
 
 /// What is known of the upstream once it was chosen.
@@ -97,13 +134,23 @@ impl Default for StreamInfo {
 pub struct UpstreamInfo {
     /// Its address.
     pub address: Option<SocketAddr>,
+    /// This side's address of the connection.
+    pub local_address: Option<SocketAddr>,
+    /// Present on a TLS connection.
+    pub tls: Option<TlsInfo>,
+    /// How often the request was sent.
+    pub attempts: u32,
+    /// Time until there was a connection to send it on.
+    pub ready_after: Option<Duration>,
+    /// From the first byte sent to the last byte received, once that has come.
+    pub latency: Option<Duration>,
 }
 
 /// How a stream ended, for `on_log`.
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
     /// From the first byte of the request to the last of the response.
-    pub duration: std::time::Duration,
+    pub duration: Duration,
     /// Details of the response code, e.g. `via_upstream`.
     pub response_code_details: String,
     /// Envoy's response flags as a bit set.
@@ -215,9 +262,12 @@ pub(crate) struct Exchange {
     pub(crate) response_headers: Option<FieldMap>,
     pub(crate) response_trailers: Option<FieldMap>,
     pub(crate) request_bytes: u64,
-    pub(crate) response_bytes: u64,
-    /// Values that guests keep with the stream, by path.
-    pub(crate) filter_state: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Bytes of body that have left towards the client.
+    pub(crate) response_sent: u64,
+    /// Details of the response code where the response was made here.
+    pub(crate) local_details: Option<Rc<str>>,
+    /// Values that guests keep with the stream and its connection.
+    pub(crate) filter_state: FilterState,
     /// Values that the embedder gave, by path; empty but in tests.
     pub(crate) given: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) route_cleared: bool,
@@ -227,6 +277,15 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    pub(crate) fn new(info: StreamInfo, stages: usize) -> Exchange {
+        Exchange {
+            filter_state: FilterState::new(info.connection_state.clone()),
+            info,
+            stages: std::iter::repeat_with(StageView::default).take(stages).collect(),
+            ..Exchange::default()
+        }
+    }
+
     /// The bytes of a stream's buffer as this stage may read them now.
     pub(crate) fn buffer(&self, stage: usize, buffer: BufferType) -> Option<&[u8]> {
         match buffer {

@@ -170,7 +170,7 @@ impl FieldMap {
     }
 
     /// All values of `name`, in order.
-    pub fn get_all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    pub fn get_all<'a>(&'a self, name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
         let name = alias(name);
         self.lines.iter().filter(move |line| self.is_named(**line, name)).map(|line| &self.arena[line.value_range()])
     }

@@ -308,7 +308,7 @@ pub(crate) fn host_functions(engine: &wasmtime::Engine) -> wasmtime::Result<Host
     proxy!(l, "proxy_get_configuration", RUNNING, context::get_configuration, (ret: u32, ret_len: u32), []);
     proxy!(l, "proxy_continue_request", RUNNING, http::continue_request, (), []);
     proxy!(l, "proxy_continue_response", RUNNING, http::continue_response, (), []);
-    proxy!(l, "proxy_clear_route_cache", RUNNING, foreign::clear_route_cache, (), []);
+    proxy!(l, "proxy_clear_route_cache", RUNNING, foreign::proxy_clear_route_cache, (), []);
 
     // What C++ guests import besides.
     l.names.extend([("env", "emscripten_notify_memory_growth"), ("env", "pthread_equal")]);

@@ -16,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::fields::FieldMap;
 use crate::plugin::Plugin;
 use crate::shared::{MetricCell, Shared};
+use crate::state::Declarations;
 use crate::trace::{self, Words};
 use crate::worker::StreamId;
 
@@ -127,6 +128,8 @@ pub(crate) struct Root {
     pub(crate) grpc_view: Option<GrpcView>,
     /// What `proxy_get_status` answers.
     pub(crate) status: (u32, Vec<u8>),
+    /// Properties that this context has declared; they hold for what its streams set.
+    pub(crate) declared: Declarations,
     /// The guest answered `proxy_on_done` with no and has not called `proxy_done` yet.
     pub(crate) done_pending: bool,
 }
@@ -137,6 +140,8 @@ pub(crate) struct StreamContext {
     pub(crate) stream: StreamId,
     pub(crate) stage: usize,
     pub(crate) exchange: Rc<RefCell<Exchange>>,
+    /// Properties that this context has declared. Nothing is ever set by them, as in Envoy: only a root's count.
+    pub(crate) declared: Declarations,
 }
 
 /// What a token stands for; its low bits say so, as in Envoy.
@@ -701,6 +706,7 @@ impl Vm {
             call_view: None,
             grpc_view: None,
             status: (0, Vec::new()),
+            declared: Declarations::default(),
             done_pending: false,
         };
         self.store.data_mut().roots.insert(id, root);

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::abi::{Direction, LogLevel};
 use crate::embedder::{Embedder, LogRecord};
-use crate::exchange::{Ending, Exchange, LocalResponse, StageView, StreamInfo, UpstreamInfo};
+use crate::exchange::{Ending, Exchange, LocalResponse, RouteInfo, StageView, StreamInfo, UpstreamInfo};
 use crate::fields::FieldMap;
 use crate::grpc::{Answer, status};
 use crate::plugin::Plugin;
@@ -429,10 +429,8 @@ impl Worker {
     pub fn open(&mut self, filters: &[usize], info: StreamInfo) -> StreamId {
         let id = StreamId(self.new_id());
         let stages = filters.iter().map(|plugin| Stage::new(*plugin)).collect();
-        let views = filters.iter().map(|_| StageView::default()).collect();
-        let exchange = Exchange { info, stages: views, ..Exchange::default() };
         let stream = Stream {
-            exchange: Rc::new(RefCell::new(exchange)),
+            exchange: Rc::new(RefCell::new(Exchange::new(info, filters.len()))),
             stages,
             request_sent: Sent::Nothing,
             response_sent: Sent::Nothing,
@@ -480,10 +478,19 @@ impl Worker {
         });
     }
 
-    /// Which upstream the request went to.
+    /// Which upstream the request went to. May be told again when more is known.
     pub fn upstream_info(&mut self, id: StreamId, info: UpstreamInfo) {
         if let Some(stream) = self.streams.get(&id) {
             stream.exchange.borrow_mut().upstream = Some(info);
+        }
+    }
+
+    /// How long the upstream took, from the first byte of the request to the last of the response.
+    pub fn upstream_latency(&mut self, id: StreamId, latency: Duration) {
+        if let Some(stream) = self.streams.get(&id)
+            && let Some(upstream) = &mut stream.exchange.borrow_mut().upstream
+        {
+            upstream.latency = Some(latency);
         }
     }
 
@@ -504,7 +511,6 @@ impl Worker {
             if stream.local.is_some() {
                 return;
             }
-            stream.exchange.borrow_mut().response_bytes += bytes.len() as u64;
             let first = stream.first(Direction::Response);
             worker.deliver_body(id, stream, Direction::Response, first, bytes.into(), end_of_stream);
         });
@@ -574,7 +580,15 @@ impl Worker {
         self.streams.get(&id).is_none_or(|stream| !stream.is_full(direction))
     }
 
-    /// Whether a guest wants the route to be chosen again, since this was last asked.
+    /// The request takes another route than the one it was opened with.
+    pub fn rerouted(&mut self, id: StreamId, route: RouteInfo) {
+        if let Some(stream) = self.streams.get(&id) {
+            stream.exchange.borrow_mut().info.route = route;
+        }
+    }
+
+    /// Whether the route is to be chosen again, since this was last asked: a guest has changed the request's fields, or said
+    /// so. Envoy looks for a route once more after every change.
     pub fn route_cleared(&mut self, id: StreamId) -> bool {
         self.streams.get(&id).is_some_and(|stream| std::mem::take(&mut stream.exchange.borrow_mut().route_cleared))
     }
@@ -608,7 +622,7 @@ impl Worker {
     pub fn stored_properties(&self, id: StreamId) -> Vec<(Vec<u8>, Vec<u8>)> {
         let Some(stream) = self.streams.get(&id) else { return Vec::new() };
         let exchange = stream.exchange.borrow();
-        exchange.filter_state.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+        exchange.filter_state.readable()
     }
 
     /// When the next tick is due, on the embedder's monotonic clock.

@@ -3,6 +3,7 @@
 //! Made only by [`crate::compile`]. Filters, upstreams and operators are referred to by their index in the
 //! policy's vectors. Files were read when the policy was compiled, so what was checked is what runs.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::file::{FailurePolicy, FilterLimits, Isolation, Logging, OperatorLimits, Replicas};
-use crate::route::{FieldLines, Route};
+use crate::route::{FieldLines, HostPattern, Route};
 use crate::target::Target;
 
 /// What a request must have for [`Policy::route`] to find its route.
@@ -69,6 +70,13 @@ impl Policy {
     pub fn route_index(&self, request: &RequestParts<'_>) -> Option<usize> {
         let host = crate::route::host_of(request.authority);
         self.routes.iter().position(|route| route.matches(&host, request))
+    }
+
+    /// The host patterns of all routes, and the one that every host falls under. In Envoy each is a virtual host.
+    #[must_use]
+    pub fn host_patterns(&self) -> BTreeSet<&HostPattern> {
+        let patterns = self.routes.iter().flat_map(|route| &route.hosts);
+        patterns.chain([&HostPattern::Any]).collect()
     }
 
     /// The index of the upstream with this name.

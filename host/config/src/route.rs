@@ -114,6 +114,16 @@ impl HostPattern {
         }
     }
 
+    /// As Envoy writes it, which is also the name of its virtual host.
+    #[must_use]
+    pub fn domain(&self) -> String {
+        match self {
+            Self::Exact(host) => host.clone(),
+            Self::Below(suffix) => format!("*{suffix}"),
+            Self::Any => "*".to_owned(),
+        }
+    }
+
     /// Whether every host that `other` matches is matched by this one too.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (self, other) {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use portcullis_abi::{Direction, Ending, FieldMap, Hold, Part, Protocol, StreamInfo, TlsInfo};
+use portcullis_abi::{Direction, Ending, FieldMap, Hold, Part, Protocol, RouteInfo, StreamInfo, TlsInfo};
 
 use crate::expectation::describe;
 use crate::filter::Filter;
@@ -63,9 +63,14 @@ impl RequestBuilder {
         let mut info = StreamInfo::default();
         info.source_address = Some(([127, 0, 0, 1], 50_000).into());
         info.destination_address = Some(([127, 0, 0, 1], 80).into());
-        info.route_name = "all".to_owned();
-        info.cluster_name = "origin".to_owned();
-        info.listener_name = "public".to_owned();
+        info.route = RouteInfo {
+            name: "all".into(),
+            cluster_name: "origin".into(),
+            endpoints: Some(1),
+            virtual_host_name: "*".into(),
+        };
+        info.filter_chain_name = "clients";
+        info.listener_name = "public".into();
         RequestBuilder {
             filter: filter.clone(),
             request,
@@ -143,7 +148,7 @@ impl RequestBuilder {
 
     /// The route's name, instead of `all`.
     pub fn route_name(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.info.route_name);
+        self.info.route.name = name.into();
         self
     }
 

@@ -15,16 +15,18 @@ use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use portcullis_abi::TlsInfo;
+use portcullis_abi::{Certificate, ConnectionState, TlsInfo};
 use portcullis_config::ListenerLimits;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
+use crate::certificate;
 use crate::framing::HeadLimits;
 use crate::gate::{Gate, GateState, GateTimes};
 use crate::outbox::Bell;
+use crate::plan::ServerTls;
 use crate::rewind::Rewind;
 use crate::serve::serve;
 use crate::upstream::LocalExecutor;
@@ -50,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) listener_name: Arc<str>,
     pub(crate) limits: ListenerLimits,
     pub(crate) tls: Option<TlsInfo>,
+    /// What filters keep with the connection.
+    pub(crate) state: ConnectionState,
     requests: Cell<u64>,
     aborted: Cell<bool>,
     abort: Bell,
@@ -77,7 +81,7 @@ pub(crate) struct Accepted {
     pub(crate) local: SocketAddr,
     pub(crate) listener_name: Arc<str>,
     pub(crate) limits: ListenerLimits,
-    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<ServerTls>,
     pub(crate) phase: watch::Receiver<Phase>,
 }
 
@@ -96,6 +100,7 @@ pub(crate) async fn run(worker: Rc<WorkerState>, accepted: Accepted) {
             listener_name: Arc::clone(&listener_name),
             limits,
             tls,
+            state: ConnectionState::default(),
             requests: Cell::new(0),
             aborted: Cell::new(false),
             abort: Bell::default(),
@@ -103,17 +108,14 @@ pub(crate) async fn run(worker: Rc<WorkerState>, accepted: Accepted) {
     };
     match tls {
         None => detect(connection(None), stream, phase).await,
-        Some(acceptor) => match tokio::time::timeout(TLS_TIME, acceptor.accept(stream)).await {
+        Some(tls) => match tokio::time::timeout(TLS_TIME, tls.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let session = stream.get_ref().1;
                 let info = TlsInfo {
-                    version: match session.protocol_version() {
-                        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3".into(),
-                        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2".into(),
-                        _ => String::new(),
-                    },
+                    version: tls_version(session.protocol_version()),
                     server_name: session.server_name().unwrap_or_default().to_owned(),
-                    client_certificate_accepted: false,
+                    local_certificate: tls.certificate,
+                    peer_certificate: peer_certificate(session.peer_certificates()),
                 };
                 let http2 = session.alpn_protocol() == Some(b"h2");
                 let connection = connection(Some(info));
@@ -130,6 +132,20 @@ pub(crate) async fn run(worker: Rc<WorkerState>, accepted: Accepted) {
             Err(_) => worker.metrics.tls_failures.increment(),
         },
     }
+}
+
+/// As Envoy and OpenSSL write it.
+pub(crate) fn tls_version(version: Option<rustls::ProtocolVersion>) -> String {
+    match version {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3".into(),
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2".into(),
+        _ => String::new(),
+    }
+}
+
+/// The certificate that the other side presented; rustls has accepted it.
+pub(crate) fn peer_certificate(chain: Option<&[CertificateDer<'_>]>) -> Option<Arc<Certificate>> {
+    chain?.first().and_then(certificate::read).map(Arc::new)
 }
 
 /// Tells HTTP/2 with prior knowledge from HTTP/1.x by the first bytes.

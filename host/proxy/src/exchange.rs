@@ -130,7 +130,8 @@ pub(crate) struct Journey {
     pub(crate) connection: Rc<Connection>,
     pub(crate) exchange: Rc<Exchange>,
     pub(crate) id: StreamId,
-    pub(crate) route: usize,
+    /// The route that the request takes; none is left where the filters have changed it into one without.
+    pub(crate) route: Cell<Option<usize>>,
     pub(crate) target: Target,
     pub(crate) started: Instant,
     pub(crate) method: http::Method,
@@ -177,7 +178,7 @@ pub(crate) async fn drive(journey: Journey, body: Option<Incoming>) {
 
 impl Journey {
     fn route(&self) -> Option<&Route> {
-        self.core.plan.policy.routes.get(self.route)
+        self.core.plan.policy.routes.get(self.route.get()?)
     }
 
     /// Reads the request's body into the filters.
@@ -247,13 +248,19 @@ impl Journey {
         let Some(head) = poll_fn(|cx| self.exchange.request.poll_head(cx)).await else { return };
         let cleared = self.core.with(|worker| worker.route_cleared(self.id));
         let routed = if cleared { Some(self.route_again(&head.fields)) } else { None };
-        let (route, target) = match &routed {
-            Some(Routed::Found { route, target }) => (self.core.plan.policy.routes.get(*route), target),
-            Some(Routed::Nowhere) => (None, &self.target),
+        let target = match &routed {
+            Some(Routed::Found { route, target }) => {
+                self.take_route(Some(*route), &head.fields);
+                target
+            }
+            Some(Routed::Nowhere) => {
+                self.take_route(None, &head.fields);
+                &self.target
+            }
             Some(Routed::Refused) => return self.fail(failure::answer(400, "direct_response", ""), 0),
-            None => (self.route(), &self.target),
+            None => &self.target,
         };
-        let Some(route) = route else {
+        let Some(route) = self.route() else {
             self.fail(failure::route_not_found(), flag::NO_ROUTE);
             return;
         };
@@ -310,6 +317,9 @@ impl Journey {
             let (body, fill) = OperatorRequestBody::released(released);
             (body, Box::pin(fill))
         };
+        let sent = Instant::now();
+        let info = UpstreamInfo { attempts: 1, ready_after: Some(Duration::ZERO), ..UpstreamInfo::default() };
+        self.core.with(|worker| worker.upstream_info(self.id, info));
         // The operator may answer before it has read the body, and may never read it.
         let mut fill = std::pin::pin!(async {
             fill.await;
@@ -317,7 +327,7 @@ impl Journey {
         });
         let answered = async {
             let (head, body) = host.call(operator, request.map(|()| body)).await?.into_parts();
-            self.bring_back(&head, body, None, |failed| failed).await
+            self.bring_back(&head, body, sent, |failed| failed).await
         };
         let answered = tokio::select! {
             answered = answered => answered,
@@ -394,6 +404,17 @@ impl Journey {
         }
     }
 
+    /// From now on this is the request's route, also for its filters and its line in the log.
+    fn take_route(&self, route: Option<usize>, fields: &portcullis_abi::FieldMap) {
+        if self.route.replace(route) == route {
+            return;
+        }
+        if let Some(route) = route {
+            let info = self.core.plan.route_info(route, fields.get(b":authority").unwrap_or_default());
+            self.core.with(|worker| worker.rerouted(self.id, info));
+        }
+    }
+
     async fn to_upstream(&self, upstream: &Rc<Upstream>, route: &Route, target: &Target, head: &Head) {
         let exchanged = self.exchange_with(upstream, route, target, head);
         self.within_time_of(route, exchanged, |failure| {
@@ -423,10 +444,20 @@ impl Journey {
             })
         };
         let mut fresh = false;
+        let mut info = UpstreamInfo::default();
+        let mut sent;
         let (response, lease) = loop {
+            let asked = Instant::now();
             let mut lease = upstream.lease(fresh).await?;
-            self.exchange.notes.borrow_mut().upstream_address = lease.address;
+            self.exchange.notes.borrow_mut().upstream_address = lease.ends.peer;
+            info.address = lease.ends.peer;
+            info.local_address = lease.ends.local;
+            info.tls.clone_from(&lease.ends.tls);
+            info.attempts += 1;
+            info.ready_after = Some(asked.elapsed());
+            self.core.with(|worker| worker.upstream_info(self.id, info.clone()));
             let request = request().map_err(|error| self.unsendable(&error))?;
+            sent = Instant::now();
             match lease.send(request).await {
                 Ok(response) => break (response, lease),
                 // A kept connection may have been closed by the server at this very moment. Then nothing was lost if
@@ -438,7 +469,7 @@ impl Journey {
             }
         };
         let (head, body) = response.into_parts();
-        self.bring_back(&head, body, lease.address, |error| failure_of(&error)).await?;
+        self.bring_back(&head, body, sent, |error| failure_of(&error)).await?;
         // hyper has all of it, unless the filters or the client wanted no more; then the lease is dropped with the body.
         if self.exchange.wants_upstream() || self.exchange.response.has_ended() {
             lease.give_back();
@@ -468,7 +499,7 @@ impl Journey {
         &self,
         head: &http::response::Parts,
         body: B,
-        address: Option<SocketAddr>,
+        sent: Instant,
         failure_of: impl Fn(B::Error) -> E,
     ) -> Result<(), E>
     where
@@ -477,7 +508,9 @@ impl Journey {
         let mut body = std::pin::pin!(body);
         let ended = body.is_end_stream();
         self.core.with(|worker| {
-            worker.upstream_info(self.id, UpstreamInfo { address });
+            if ended {
+                worker.upstream_latency(self.id, sent.elapsed());
+            }
             worker.response_headers(self.id, message::response_fields(head), ended);
         });
         if ended {
@@ -489,14 +522,22 @@ impl Journey {
                 return Ok(());
             }
             let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await else {
-                self.core.with(|worker| worker.response_body(self.id, Bytes::new(), true));
+                self.core.with(|worker| {
+                    worker.upstream_latency(self.id, sent.elapsed());
+                    worker.response_body(self.id, Bytes::new(), true);
+                });
                 return Ok(());
             };
             self.exchange.touch();
             match frame.map_err(&failure_of)?.into_data() {
                 Ok(data) => {
                     let ended = ends_with_data(head.version) && body.is_end_stream();
-                    self.core.with(|worker| worker.response_body(self.id, data, ended));
+                    self.core.with(|worker| {
+                        if ended {
+                            worker.upstream_latency(self.id, sent.elapsed());
+                        }
+                        worker.response_body(self.id, data, ended);
+                    });
                     if ended {
                         return Ok(());
                     }
@@ -504,7 +545,10 @@ impl Journey {
                 Err(frame) => {
                     let Ok(trailers) = frame.into_trailers() else { continue };
                     let fields = message::trailer_fields(&trailers);
-                    self.core.with(|worker| worker.response_trailers(self.id, fields));
+                    self.core.with(|worker| {
+                        worker.upstream_latency(self.id, sent.elapsed());
+                        worker.response_trailers(self.id, fields);
+                    });
                     return Ok(());
                 }
             }

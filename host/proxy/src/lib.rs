@@ -16,6 +16,7 @@
 mod access_log;
 mod admin;
 mod callout;
+mod certificate;
 mod connection;
 mod core;
 mod exchange;

@@ -3,18 +3,23 @@
 //! Made on the control thread, as a whole or not at all. What a new plan has in common with the running one (modules
 //! above all, which take long to compile) is taken over.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use portcullis_abi::{Capabilities, FailurePolicy, FieldMap, Limits, Module, Plugin, Shared, SharedLimits};
+use portcullis_abi::{
+    Capabilities, Certificate, FailurePolicy, FieldMap, Limits, Module, Plugin, RouteInfo, Shared, SharedLimits,
+};
 use portcullis_code::{LoadLimits, Loader, Source};
-use portcullis_config::{Action, Filter, ListenerTls, Policy, RequestParts, Route, Target};
+use portcullis_config::envoy::{operator_cluster_name, upstream_cluster_name};
+use portcullis_config::{Action, Filter, HostPattern, ListenerTls, Policy, RequestParts, Route, Target};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::certificate;
 use crate::message::Lines;
 use crate::operator::OperatorSet;
 use crate::upstream::UpstreamTls;
@@ -24,14 +29,24 @@ pub(crate) struct Plan {
     pub(crate) policy: Arc<Policy>,
     pub(crate) plugins: Vec<Arc<Plugin>>,
     pub(crate) shared: Arc<Shared>,
+    /// By index of the route, without what depends on the host.
+    routes: Vec<RouteInfo>,
+    virtual_hosts: VirtualHosts,
     /// By index of the upstream.
     pub(crate) upstream_tls: Vec<Option<UpstreamTls>>,
     /// By index of the listener.
-    pub(crate) listener_tls: Vec<Option<TlsAcceptor>>,
+    pub(crate) listener_tls: Vec<Option<ServerTls>>,
     /// The policy's operators, where there is a host for them.
     pub(crate) operators: Option<Arc<dyn OperatorSet>>,
     /// The moment from which filters' monotonic time counts.
     pub(crate) epoch: Instant,
+}
+
+/// TLS towards the clients of one listener.
+#[derive(Clone)]
+pub(crate) struct ServerTls {
+    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) certificate: Option<Arc<Certificate>>,
 }
 
 /// Why a policy cannot run.
@@ -92,6 +107,8 @@ impl Plan {
             .collect::<Result<_, _>>()?;
         Ok(Plan {
             plugins,
+            routes: policy.routes.iter().map(|route| route_info(route, &policy)).collect(),
+            virtual_hosts: VirtualHosts::new(&policy),
             shared: before.map_or_else(|| Shared::new(shared_limits(&policy)), |before| Arc::clone(&before.shared)),
             upstream_tls,
             listener_tls,
@@ -114,13 +131,11 @@ impl Plan {
         self.policy.routes.iter().position(|route| route.matches(&host, &parts))
     }
 
-    /// What filters see as `xds.cluster_name`.
-    pub(crate) fn cluster_name(&self, route: &Route) -> &str {
-        match &route.action {
-            Action::Upstream(index) => self.policy.upstreams.get(*index).map_or("", |upstream| &upstream.name),
-            Action::Operator(index) => self.policy.operators.get(*index).map_or("", |operator| &operator.name),
-            Action::Respond(_) => "",
-        }
+    /// What filters see of a route.
+    pub(crate) fn route_info(&self, route: usize, authority: &[u8]) -> RouteInfo {
+        let mut info = self.routes.get(route).cloned().unwrap_or_default();
+        info.virtual_host_name = self.virtual_hosts.find(authority);
+        info
     }
 
     /// How much of a body may wait in the chain: the most that one of its filters is allowed.
@@ -265,7 +280,56 @@ fn shared_limits(policy: &Policy) -> SharedLimits {
     limits
 }
 
-fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, PlanError> {
+/// What is known of a route, with the names that `envoy-config` gives to clusters.
+fn route_info(route: &Route, policy: &Policy) -> RouteInfo {
+    let (cluster_name, endpoints) = match &route.action {
+        Action::Upstream(index) => {
+            let upstream = policy.upstreams.get(*index);
+            (upstream.map_or("", upstream_cluster_name).into(), upstream.map(|upstream| upstream.endpoints.len()))
+        }
+        Action::Operator(index) => {
+            (policy.operators.get(*index).map(operator_cluster_name).unwrap_or_default().into(), Some(1))
+        }
+        Action::Respond(_) => (Arc::default(), None),
+    };
+    RouteInfo { name: route.name.as_str().into(), cluster_name, endpoints, virtual_host_name: Arc::default() }
+}
+
+/// Names of host patterns, found as Envoy finds virtual hosts: the most specific one wins.
+struct VirtualHosts {
+    exact: HashMap<Vec<u8>, Arc<str>>,
+    /// The longest first.
+    below: Vec<(HostPattern, Arc<str>)>,
+    any: Arc<str>,
+}
+
+impl VirtualHosts {
+    fn new(policy: &Policy) -> VirtualHosts {
+        let mut hosts =
+            VirtualHosts { exact: HashMap::new(), below: Vec::new(), any: HostPattern::Any.domain().into() };
+        for pattern in policy.host_patterns() {
+            let name = pattern.domain().into();
+            match pattern {
+                HostPattern::Exact(host) => drop(hosts.exact.insert(host.clone().into_bytes(), name)),
+                HostPattern::Below(_) => hosts.below.push((pattern.clone(), name)),
+                HostPattern::Any => {}
+            }
+        }
+        hosts.below.sort_by_key(|(_, name)| Reverse(name.len()));
+        hosts
+    }
+
+    fn find(&self, authority: &[u8]) -> Arc<str> {
+        if self.exact.is_empty() && self.below.is_empty() {
+            return Arc::clone(&self.any);
+        }
+        let host = portcullis_config::host_of(authority);
+        let below = || self.below.iter().find(|(pattern, _)| pattern.matches(&host)).map(|(_, name)| name);
+        Arc::clone(self.exact.get(&host).or_else(below).unwrap_or(&self.any))
+    }
+}
+
+fn acceptor(tls: &ListenerTls) -> Result<ServerTls, PlanError> {
     let at = tls.certificate_path.display().to_string();
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&tls.certificate_pem)
         .collect::<Result<_, _>>()
@@ -274,6 +338,7 @@ fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, PlanError> {
     let key = PrivateKeyDer::from_pem_slice(&tls.private_key_pem.0).map_err(|cause| {
         error(&key_at, format!("not a PEM private key: {cause}\n  hint: PKCS #8, PKCS #1 and SEC 1 are read"))
     })?;
+    let certificate = certificates.first().and_then(certificate::read).map(Arc::new);
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|cause| error(&at, cause.to_string()))?
@@ -283,7 +348,7 @@ fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, PlanError> {
             error(&at, format!("certificate and private key ({key_at}) do not work together: {cause}\n  hint: check that the key is this certificate's"))
         })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), certificate })
 }
 
 fn connector(

@@ -1,6 +1,7 @@
 //! What happens to one request, from hyper's service call to the head of its response; and [`ResponseBody`], from which
 //! hyper takes the rest.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -80,9 +81,10 @@ pub(crate) async fn serve(
     info.start_unix_nanos = unix_nanos();
     info.connection_id = connection.id;
     info.tls.clone_from(&connection.tls);
-    info.route_name.clone_from(&route.name);
-    info.cluster_name = core.plan.cluster_name(route).to_owned();
-    info.listener_name = connection.listener_name.to_string();
+    info.route = core.plan.route_info(route_index, fields.get(b":authority").unwrap_or_default());
+    info.filter_chain_name = portcullis_config::envoy::filter_chain_name(policy, connection.peer.ip());
+    info.listener_name = Arc::clone(&connection.listener_name);
+    info.connection_state = connection.state.clone();
     info.buffer_bytes_max = core.plan.buffer_bytes(route);
 
     worker.metrics.requests_active.increment();
@@ -100,7 +102,7 @@ pub(crate) async fn serve(
         connection: Rc::clone(&connection),
         exchange: Rc::clone(&exchange),
         id,
-        route: route_index,
+        route: Cell::new(Some(route_index)),
         target,
         started,
         method: head.method.clone(),

@@ -19,6 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use portcullis_abi::TlsInfo;
 use portcullis_config::Endpoint;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +27,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use crate::connection::{peer_certificate, tls_version};
 use crate::failure::UpstreamFailure;
 use crate::grpc::Sending;
 use crate::metrics::{Counter, Registry};
@@ -73,13 +75,21 @@ pub(crate) struct Upstream {
 #[derive(Default)]
 struct EndpointState {
     idle: RefCell<Vec<Idle>>,
-    shared: RefCell<Option<(http2::SendRequest<RequestBody>, Option<SocketAddr>)>>,
+    shared: RefCell<Option<(http2::SendRequest<RequestBody>, Rc<Ends>)>>,
+}
+
+/// What is known of a connection.
+#[derive(Default)]
+pub(crate) struct Ends {
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) tls: Option<TlsInfo>,
 }
 
 /// A kept connection, and since when it is unused.
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
-    address: Option<SocketAddr>,
+    ends: Rc<Ends>,
     since: Instant,
 }
 
@@ -90,7 +100,7 @@ pub(crate) struct Lease {
     sender: Sender,
     /// Whether the connection carried a request before.
     pub(crate) reused: bool,
-    pub(crate) address: Option<SocketAddr>,
+    pub(crate) ends: Rc<Ends>,
 }
 
 enum Sender {
@@ -171,21 +181,21 @@ impl Upstream {
         let Some((state, target)) = self.endpoints.get(endpoint).zip(self.settings.endpoints.get(endpoint)) else {
             return Err(UpstreamFailure::Connect);
         };
-        if !fresh && let Some((sender, address)) = state.take() {
-            return Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: true, address });
+        if !fresh && let Some((sender, ends)) = state.take() {
+            return Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: true, ends });
         }
         if self.open.get() >= self.settings.max_connections && !self.close_an_idle_one() {
             return Err(UpstreamFailure::Overflow);
         }
         let slot = Slot::taken(self);
-        let (sender, address) = timeout(self.settings.connect_timeout, self.connect(target, slot))
+        let (sender, ends) = timeout(self.settings.connect_timeout, self.connect(target, slot))
             .await
             .map_err(|_| UpstreamFailure::ConnectTimeout)??;
         self.connections.increment();
         if let Sender::Http2(sender) = &sender {
-            *state.shared.borrow_mut() = Some((sender.clone(), address));
+            *state.shared.borrow_mut() = Some((sender.clone(), Rc::clone(&ends)));
         }
-        Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: false, address })
+        Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: false, ends })
     }
 
     /// Makes room for a connection to one endpoint at the expense of an unused one to another.
@@ -193,11 +203,7 @@ impl Upstream {
         self.endpoints.iter().any(|state| state.idle.borrow_mut().pop().is_some())
     }
 
-    async fn connect(
-        self: &Rc<Self>,
-        endpoint: &Endpoint,
-        slot: Slot,
-    ) -> Result<(Sender, Option<SocketAddr>), UpstreamFailure> {
+    async fn connect(self: &Rc<Self>, endpoint: &Endpoint, slot: Slot) -> Result<(Sender, Rc<Ends>), UpstreamFailure> {
         match endpoint {
             Endpoint::Address(address) => self.connect_tcp(&[*address], slot).await,
             Endpoint::Name { host, port } => {
@@ -212,7 +218,7 @@ impl Upstream {
             }
             Endpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|_| UpstreamFailure::Connect)?;
-                Ok((self.secure(stream, slot).await?, None))
+                self.secure(stream, slot, Ends::default()).await
             }
         }
     }
@@ -221,20 +227,25 @@ impl Upstream {
         self: &Rc<Self>,
         addresses: &[SocketAddr],
         slot: Slot,
-    ) -> Result<(Sender, Option<SocketAddr>), UpstreamFailure> {
+    ) -> Result<(Sender, Rc<Ends>), UpstreamFailure> {
         let stream = TcpStream::connect(addresses).await.map_err(|_| UpstreamFailure::Connect)?;
         // Requests are written whole; waiting for more would only delay them.
         drop(stream.set_nodelay(true));
-        let address = stream.peer_addr().ok();
-        Ok((self.secure(stream, slot).await?, address))
+        let ends = Ends { peer: stream.peer_addr().ok(), local: stream.local_addr().ok(), tls: None };
+        self.secure(stream, slot, ends).await
     }
 
-    async fn secure<S>(self: &Rc<Self>, stream: S, slot: Slot) -> Result<Sender, UpstreamFailure>
+    async fn secure<S>(
+        self: &Rc<Self>,
+        stream: S,
+        slot: Slot,
+        ends: Ends,
+    ) -> Result<(Sender, Rc<Ends>), UpstreamFailure>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         match &self.tls {
-            None => self.handshake(stream, slot).await,
+            None => Ok((self.handshake(stream, slot).await?, Rc::new(ends))),
             Some(tls) => {
                 let stream = tls.connector.connect(tls.server_name.clone(), stream).await.map_err(|error| {
                     tracing::warn!(upstream = self.name(), %error, "TLS with the upstream failed");
@@ -244,7 +255,15 @@ impl Upstream {
                     tracing::warn!(upstream = self.name(), "the upstream does not offer HTTP/2 (ALPN h2)");
                     return Err(UpstreamFailure::Protocol);
                 }
-                self.handshake(stream, slot).await
+                let session = stream.get_ref().1;
+                let info = TlsInfo {
+                    version: tls_version(session.protocol_version()),
+                    server_name: tls.server_name.to_str().into_owned(),
+                    local_certificate: None,
+                    peer_certificate: peer_certificate(session.peer_certificates()),
+                };
+                let ends = Ends { tls: Some(info), ..ends };
+                Ok((self.handshake(stream, slot).await?, Rc::new(ends)))
             }
         }
     }
@@ -289,28 +308,28 @@ impl Upstream {
         }
     }
 
-    fn keep(&self, endpoint: usize, sender: http1::SendRequest<RequestBody>, address: Option<SocketAddr>) {
+    fn keep(&self, endpoint: usize, sender: http1::SendRequest<RequestBody>, ends: Rc<Ends>) {
         let Some(state) = self.endpoints.get(endpoint) else { return };
         let mut idle = state.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, address, since: Instant::now() });
+            idle.push(Idle { sender, ends, since: Instant::now() });
         }
     }
 }
 
 impl EndpointState {
-    fn take(&self) -> Option<(Sender, Option<SocketAddr>)> {
+    fn take(&self) -> Option<(Sender, Rc<Ends>)> {
         let mut shared = self.shared.borrow_mut();
-        if let Some((sender, address)) = shared.as_ref() {
+        if let Some((sender, ends)) = shared.as_ref() {
             if sender.is_ready() {
-                return Some((Sender::Http2(sender.clone()), *address));
+                return Some((Sender::Http2(sender.clone()), Rc::clone(ends)));
             }
             *shared = None;
         }
         let mut idle = self.idle.borrow_mut();
-        while let Some(Idle { sender, address, since }) = idle.pop() {
+        while let Some(Idle { sender, ends, since }) = idle.pop() {
             if sender.is_ready() && since.elapsed() < IDLE_TIME {
-                return Some((Sender::Http1(sender), address));
+                return Some((Sender::Http1(sender), ends));
             }
         }
         None
@@ -373,15 +392,15 @@ impl Lease {
 
     /// Keeps the connection for another request. Only after the response was read to its end.
     pub(crate) fn give_back(self) {
-        let Lease { upstream, endpoint, sender, address, .. } = self;
+        let Lease { upstream, endpoint, sender, ends, .. } = self;
         let Sender::Http1(mut sender) = sender else { return };
         if sender.is_ready() {
-            upstream.keep(endpoint, sender, address);
+            upstream.keep(endpoint, sender, ends);
         } else if !sender.is_closed() {
             // hyper is a moment behind: it has yet to see that the message ended.
             tokio::task::spawn_local(async move {
                 if matches!(timeout(IDLE_TIME, sender.ready()).await, Ok(Ok(()))) {
-                    upstream.keep(endpoint, sender, address);
+                    upstream.keep(endpoint, sender, ends);
                 }
             });
         }

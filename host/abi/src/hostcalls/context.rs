@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{Answer, Call};
 use crate::abi::{LogLevel, Status};
-use crate::property;
-use crate::vm::Doing;
+use crate::plugin::Limits;
+use crate::property::Attributes;
+use crate::state::{FilterState, Refused};
+use crate::vm::{Doing, VmState};
 
 pub(super) fn log(call: &mut Call<'_>, level: u32, message: u32, len: u32) -> Answer {
     let Some(level) = LogLevel::from_u32(level) else {
@@ -74,49 +76,44 @@ pub(super) fn get_property(call: &mut Call<'_>, path: u32, len: u32, ret: u32, r
         let path = call.bytes(path, len)?;
         let state = call.state();
         let plugin = state.current_plugin();
-        let stream = state.effective_stream();
-        let found = match stream {
-            None => property::get(&plugin, None, path, out),
+        Ok(match state.effective_stream() {
+            None => Attributes { plugin: &plugin, stream: None }.get(path, out),
             Some(context) => {
                 let exchange = context.exchange.borrow();
-                property::get(&plugin, Some((&exchange, context.stage)), path, out)
+                Attributes { plugin: &plugin, stream: Some((&exchange, context.stage)) }.get(path, out)
             }
-        };
-        Ok(if found.is_some() { Status::Ok } else { Status::NotFound })
+        })
     })
 }
 
 pub(super) fn set_property(call: &mut Call<'_>, path: u32, len: u32, value: u32, value_len: u32) -> Answer {
-    let key = [b"wasm.", call.bytes(path, len)?].concat();
-    let value = call.bytes(value, value_len)?.to_vec();
-    set_filter_state(call, key, value)
+    let path = call.bytes(path, len)?;
+    let value = call.bytes(value, value_len)?;
+    let state = call.state();
+    let declared = state.effective_root().and_then(|root| state.roots.get(&root)).map(|root| root.declared.of(path));
+    let set = with_filter_state(state, |filter_state, limits| {
+        filter_state.set_property(&[b"wasm.", path].concat(), value, declared.unwrap_or_default(), limits)
+    });
+    Ok(stored(call, set))
 }
 
-/// Keeps a value with the stream, where other filters find it.
-pub(super) fn set_filter_state(call: &mut Call<'_>, key: Vec<u8>, value: Vec<u8>) -> Answer {
-    let limits = call.state().plugin.limits.clone();
-    let Some(context) = call.state().effective_stream() else {
-        return Ok(call.because("a root context has no stream to keep it with", Status::NotFound));
+/// Lets the stream's filter state be changed; a root context has none.
+pub(super) fn with_filter_state(
+    state: &VmState,
+    change: impl FnOnce(&mut FilterState, &Limits) -> Result<(), Refused>,
+) -> Result<(), Refused> {
+    let Some(context) = state.effective_stream() else {
+        let reason = "a root context has no stream to keep it with";
+        return Err(Refused { status: Status::NotFound, reason });
     };
-    let mut exchange = context.exchange.borrow_mut();
-    let values = &mut exchange.filter_state;
-    let room = values.len() < limits.properties_max && value.len() <= limits.map_bytes_max;
-    let status = match values.get_mut(&key) {
-        Some(stored) if value.len() <= limits.map_bytes_max => {
-            *stored = value;
-            Status::Ok
-        }
-        None if room => {
-            values.insert(key, value);
-            Status::Ok
-        }
-        _ => Status::InternalFailure,
-    };
-    drop(exchange);
-    if status == Status::InternalFailure {
-        call.reason = Some("the stream has as many properties as allowed, or the value is too large".into());
+    change(&mut context.exchange.borrow_mut().filter_state, &state.plugin.limits)
+}
+
+pub(super) fn stored(call: &mut Call<'_>, set: Result<(), Refused>) -> Status {
+    match set {
+        Ok(()) => Status::Ok,
+        Err(refused) => call.because(refused.reason, refused.status),
     }
-    Ok(status)
 }
 
 pub(super) fn get_configuration(call: &mut Call<'_>, ret: u32, ret_len: u32) -> Answer {

@@ -6,9 +6,12 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
+use super::context::with_filter_state;
 use super::{Answer, Call};
 use crate::abi::Status;
+use crate::protobuf::{self, Value};
 use crate::signature;
+use crate::state::{Declaration, Kind, Object, Span};
 use crate::vm::GuestFault;
 
 pub(super) fn call(
@@ -33,26 +36,87 @@ pub(super) fn call(
         b"uncompress" => uncompress(call, &argument, most)?,
         b"verify_signature" => signature::verify(&argument),
         b"sign" => signature::sign(&argument),
-        b"clear_route_cache" => return clear_route_cache(call),
-        _ => Err(Status::NotFound),
-    };
-    match result {
-        // Null pointers say that the result is not wanted.
-        Ok(_) if ret == 0 || ret_len == 0 => Ok(Status::Ok),
-        Ok(result) => {
-            call.give(&result, ret, ret_len)?;
-            Ok(Status::Ok)
+        b"clear_route_cache" => {
+            clear_route_cache(call);
+            Ok(Vec::new())
         }
-        Err(status) => Ok(status),
+        b"declare_property" => declare_property(call, &argument).map(|()| Vec::new()),
+        b"set_envoy_filter_state" => set_envoy_filter_state(call, &argument).map(|()| Vec::new()),
+        _ => return Ok(Status::NotFound),
+    };
+    let (status, result) = match result {
+        Ok(result) => (Status::Ok, result),
+        // Envoy writes an empty result then, too.
+        Err(status) => (status, Vec::new()),
+    };
+    // Null pointers say that the result is not wanted.
+    if ret != 0 && ret_len != 0 {
+        call.give(&result, ret, ret_len)?;
     }
+    Ok(status)
 }
 
 /// Makes the host choose the route again, from the request as it is now.
-pub(super) fn clear_route_cache(call: &mut Call<'_>) -> Answer {
+pub(super) fn proxy_clear_route_cache(call: &mut Call<'_>) -> Answer {
+    clear_route_cache(call);
+    Ok(Status::Ok)
+}
+
+fn clear_route_cache(call: &mut Call<'_>) {
     if let Some(context) = call.state().effective_stream() {
         context.exchange.borrow_mut().route_cleared = true;
     }
-    Ok(Status::Ok)
+}
+
+/// `{1: name, 2: readonly, 3: type, 4: schema, 5: span}`. What a root context declares holds for what its streams set.
+fn declare_property(call: &mut Call<'_>, argument: &[u8]) -> Result<(), Status> {
+    let mut name = "";
+    let mut declaration = Declaration::default();
+    for field in protobuf::fields(argument) {
+        match field.map_err(|_| Status::BadArgument)? {
+            (1, Value::Bytes(bytes)) => name = text(bytes)?,
+            (2, Value::Varint(readonly)) => declaration.readonly = readonly != 0,
+            (3, Value::Varint(number)) => declaration.kind = Kind::from_number(number),
+            (5, Value::Varint(number)) => declaration.span = Span::from_number(number),
+            _ => {}
+        }
+    }
+    let limits = call.state().plugin.limits.clone();
+    let state = call.state_mut();
+    let declared = match (state.roots.get_mut(&state.context), state.streams.get_mut(&state.context)) {
+        (Some(root), _) => &mut root.declared,
+        (None, Some(stream)) => &mut stream.declared,
+        (None, None) => return Err(Status::InternalFailure),
+    };
+    let result = declared.declare(name.as_bytes(), declaration, &limits);
+    result.map_err(|refused| call.because(refused.reason, refused.status))
+}
+
+/// `{1: path, 2: value, 3: span}`, both texts.
+fn set_envoy_filter_state(call: &mut Call<'_>, argument: &[u8]) -> Result<(), Status> {
+    let (mut path, mut value, mut span) = ("", "", Span::default());
+    for field in protobuf::fields(argument) {
+        match field.map_err(|_| Status::BadArgument)? {
+            (1, Value::Bytes(bytes)) => path = text(bytes)?,
+            (2, Value::Bytes(bytes)) => value = text(bytes)?,
+            (3, Value::Varint(number)) => span = Span::from_number(number),
+            _ => {}
+        }
+    }
+    let Some(object) = Object::make(path.as_bytes(), value.as_bytes()) else {
+        return Err(call.because(format!("there is no filter state `{path}`"), Status::NotFound));
+    };
+    let set = object.and_then(|object| {
+        with_filter_state(call.state(), |state, limits| state.set_object(path.as_bytes(), object, span, limits))
+    });
+    set.map_err(|refused| call.because(refused.reason, refused.status))?;
+    call.lint(format!("keeps `{path}`, but nothing in this host acts on it"));
+    Ok(())
+}
+
+/// proto3 takes a message whose text is not UTF-8 for malformed.
+fn text(bytes: &[u8]) -> Result<&str, Status> {
+    std::str::from_utf8(bytes).map_err(|_| Status::BadArgument)
 }
 
 /// Bytes that are worked on between two looks at the guest's time.

@@ -424,6 +424,9 @@ impl Worker {
         if end {
             *stream.sent(direction) = Sent::End;
         }
+        if direction == Direction::Response {
+            stream.exchange.borrow_mut().response_sent += bytes.len() as u64;
+        }
         self.emit(id, direction, Part::Body { bytes: bytes.freeze(), end_of_stream: end });
     }
 

@@ -11,6 +11,7 @@ use crate::abi::{Direction, LogLevel};
 use crate::embedder::LogRecord;
 use crate::exchange::Exchange;
 use crate::plugin::{FailurePolicy, Plugin};
+use crate::state::Declarations;
 use crate::stream::{Seat, Stage, Stream};
 use crate::vm::{StreamContext, Trapped, Vm};
 
@@ -67,8 +68,13 @@ impl Worker {
                 FailurePolicy::Reload => {}
             }
         }
-        let context =
-            StreamContext { root: self.plugins[plugin].root, stream: id, stage, exchange: Rc::clone(exchange) };
+        let context = StreamContext {
+            root: self.plugins[plugin].root,
+            stream: id,
+            stage,
+            exchange: Rc::clone(exchange),
+            declared: Declarations::default(),
+        };
         let vm_id = self.vms[slot].id;
         match self.run(slot, Some((id, stage)), |vm| vm.create_stream_context(context)) {
             Some(context) => {

@@ -30,7 +30,7 @@ impl Worker {
             let exchange = &mut *stream.exchange.borrow_mut();
             exchange.response_headers = Some(fields);
             exchange.response_trailers = None;
-            exchange.response_bytes = body.len() as u64;
+            exchange.local_details.clone_from(&stream.local);
         }
         let first = if replaces { None } else { stream.first(Direction::Response) };
         self.deliver_headers(id, stream, Direction::Response, first, end);

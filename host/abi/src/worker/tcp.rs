@@ -37,7 +37,7 @@ impl Worker {
     /// order. [`Action::Connect`] says when to connect to the upstream.
     pub fn open_connection(&mut self, filters: &[usize], info: StreamInfo) -> StreamId {
         let id = StreamId(self.new_id());
-        let exchange = Exchange { info, tcp: Some(TcpData::new(filters.len())), ..Exchange::default() };
+        let exchange = Exchange { tcp: Some(TcpData::new(filters.len())), ..Exchange::new(info, 0) };
         self.relays.insert(id, Box::new(Relay::new(filters, exchange)));
         self.with_relay(id, |worker, relay| worker.round_from_client(id, relay, 0));
         id
@@ -301,7 +301,7 @@ impl Worker {
             let bytes = exchange.tcp.as_mut().map(|tcp| tcp.waiting.get_mut(direction).split().freeze());
             let bytes = bytes.unwrap_or_default();
             if direction == Direction::Response {
-                exchange.response_bytes += bytes.len() as u64;
+                exchange.response_sent += bytes.len() as u64;
             }
             bytes
         };

@@ -9,8 +9,13 @@ const FAILED: &str = "< [:status=503]. (wasm_fail_stream{probe})";
 
 /// A guest whose request callback does `code`.
 fn on_request(code: &str) -> Plugin {
+    on_request_with("", code)
+}
+
+/// The same, with more data.
+fn on_request_with(data: &str, code: &str) -> Plugin {
     plugin(&format!(
-        r#"(data (i32.const 16) "name\0avalue")
+        r#"(data (i32.const 16) "name\0avalue") {data}
            (func $recurse (param i32) (result i32) (i32.add (i32.const 1) (call $recurse (local.get 0))))
            (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) {code} (i32.const 0))"#
     ))
@@ -124,14 +129,22 @@ fn maps_and_bodies_from_guests_are_bounded() {
 
 /// How often `call`, which answers a status, succeeds before it answers InternalFailure (10).
 fn successes(call: &str, limit: impl FnOnce(&mut Plugin)) -> usize {
-    let mut plugin = on_request(&format!(
-        r#"(local $status i32)
+    successes_with("", call, limit)
+}
+
+/// The same, in a guest with more data.
+fn successes_with(data: &str, call: &str, limit: impl FnOnce(&mut Plugin)) -> usize {
+    let mut plugin = on_request_with(
+        data,
+        &format!(
+            r#"(local $status i32)
            (block (loop
              (br_if 1 (local.tee $status {call}))
              (call $say (i32.const 111))
              (br 0)))
            (call $say (i32.add (i32.const 48) (i32.eq (local.get $status) (i32.const 10))))"#
-    ));
+        ),
+    );
     limit(&mut plugin);
     let mut host = Host::new(vec![plugin]);
     host.get();
@@ -148,6 +161,24 @@ fn bodies_and_callouts_of_guests_are_bounded() {
     let call = "(call $http_call (i32.const 16) (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 100)
         (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 200))";
     assert_eq!(successes(call, |plugin| plugin.limits.call_bytes_max = 99), 0, "the body of a callout");
+}
+
+#[test]
+fn what_guests_keep_with_a_stream_is_bounded() {
+    // Each time another name of four bytes.
+    let next = "(i32.store (i32.const 16) (i32.add (i32.const 1) (i32.load (i32.const 16))))";
+    let set = format!(
+        "(block (result i32) {next} (call $set_property (i32.const 16) (i32.const 4) (i32.const 0) (i32.const 6)))"
+    );
+    assert_eq!(successes(&set, |plugin| plugin.limits.properties_max = 3), 3, "in number");
+    // `wasm.`, the name and the value are 15 bytes.
+    assert_eq!(successes(&set, |plugin| plugin.limits.map_bytes_max = 59), 3, "in bytes");
+    let declare = format!(
+        r#"(block (result i32) {next} (i32.store16 (i32.const 14) (i32.const 0x040a))
+           (call $foreign (i32.const 32) (i32.const 16) (i32.const 14) (i32.const 6) (i32.const 0) (i32.const 0)))"#
+    );
+    let name = r#"(data (i32.const 32) "declare_property")"#;
+    assert_eq!(successes_with(name, &declare, |plugin| plugin.limits.properties_max = 3), 3, "in declarations");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Small guests, written in WAT, in a worker: how streams pass them, and what the host survives.
 
+mod attributes;
 mod grpc;
 mod hostile;
 mod http;

@@ -46,6 +46,7 @@ const PRELUDE: &str = r#"
   (import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_get_current_time_nanoseconds" (func $time (param i32) (result i32)))
   (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_property" (func $set_property (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 2)
   (global $heap (mut i32) (i32.const 4096))
   (func $alloc (export "proxy_on_memory_allocate") (param $size i32) (result i32)
@@ -193,7 +194,7 @@ impl Host {
     pub(crate) fn open_connection(&mut self, filters: &[usize]) -> StreamId {
         let mut info = StreamInfo::default();
         info.buffer_bytes_max = 64;
-        info.cluster_name = "db".into();
+        info.route.cluster_name = "db".into();
         info.source_address = Some(([192, 0, 2, 1], 4711).into());
         info.connection_id = 7;
         self.worker.open_connection(filters, info)
@@ -203,7 +204,8 @@ impl Host {
     pub(crate) fn connect(&mut self, filters: &[usize]) -> (StreamId, Vec<String>) {
         let id = self.open_connection(filters);
         let mut seen = self.seen();
-        self.worker.connected(id, UpstreamInfo { address: Some(([192, 0, 2, 9], 5432).into()) });
+        self.worker
+            .connected(id, UpstreamInfo { address: Some(([192, 0, 2, 9], 5432).into()), ..UpstreamInfo::default() });
         seen.extend(self.seen());
         (id, seen)
     }

@@ -1,6 +1,6 @@
 //! Listeners with their connection managers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::document::Document;
 use super::filters::wasm_filter;
@@ -45,14 +45,25 @@ pub(super) fn listener_document(policy: &Policy, listener: &Listener, options: &
     };
     // What a proxy says about its client (address, scheme) is believed only if the connection comes from one that
     // is trusted; so those connections have a chain of their own.
-    let trusted = (!policy.trusted_proxies.is_empty()).then(|| chain("trusted-proxies", Peer::TrustedProxy));
-    let chains = trusted.into_iter().chain([chain("clients", Peer::Client)]);
+    let trusted = (!policy.trusted_proxies.is_empty()).then(|| chain(TRUSTED_PROXIES, Peer::TrustedProxy));
+    let chains = trusted.into_iter().chain([chain(CLIENTS, Peer::Client)]);
     Document::map([
         ("name", listener.name.as_str().into()),
+        ("traffic_direction", "INBOUND".into()),
         ("address", listening_address(address)),
         ("per_connection_buffer_limit_bytes", buffer_limit(policy).0.into()),
         ("filter_chains", Document::list(chains)),
     ])
+}
+
+const CLIENTS: &str = "clients";
+const TRUSTED_PROXIES: &str = "trusted-proxies";
+
+/// The filter chain that takes a connection from this address.
+#[must_use]
+pub fn filter_chain_name(policy: &Policy, peer: IpAddr) -> &'static str {
+    let trusted = policy.trusted_proxies.iter().any(|network| network.contains(peer));
+    if trusted { TRUSTED_PROXIES } else { CLIENTS }
 }
 
 /// Who is at the other end of a connection.

@@ -30,6 +30,7 @@ use crate::policy::{Operator, Policy, Upstream};
 use clusters::{operator_cluster, upstream_cluster};
 use document::Document;
 use filters::wasm_filter;
+pub use listeners::filter_chain_name;
 use listeners::listener_document;
 use notes::{filter_notes, policy_notes};
 

@@ -5,11 +5,9 @@
 //! gets, in order, every route that has a pattern covering it: for any host, the routes Envoy looks at are exactly
 //! those whose hosts match, in the policy's order.
 
-use std::collections::BTreeSet;
-
 use super::{Document, duration, operator_cluster_name, typed_config, upstream_cluster_name};
 use crate::policy::Policy;
-use crate::route::{Action, FieldCondition, FieldTest, HostPattern, PathPattern, Response, Route, Segment};
+use crate::route::{Action, FieldCondition, FieldTest, PathPattern, Response, Route, Segment};
 
 /// The name of the route that answers what no route of the policy matches.
 const NO_ROUTE: &str = "portcullis-no-route";
@@ -24,9 +22,7 @@ const BAD_AUTHORITY: &str = "portcullis-bad-authority";
 const AUTHORITY_REGEX: &str = r"(([A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?";
 
 pub(super) fn route_config(policy: &Policy) -> Document {
-    let mut domains: BTreeSet<&HostPattern> = policy.routes.iter().flat_map(|route| &route.hosts).collect();
-    domains.insert(&HostPattern::Any);
-    let hosts = domains.into_iter().map(|domain| {
+    let hosts = policy.host_patterns().into_iter().map(|domain| {
         let bad_path = Document::map([("safe_regex", regex(BAD_PATH_REGEX))]);
         let routes = policy
             .routes
@@ -44,11 +40,7 @@ pub(super) fn route_config(policy: &Policy) -> Document {
             .into_iter()
             .chain(routes)
             .chain([refusal(policy, NO_ROUTE, any_path, 404)]);
-        let domain = match domain {
-            HostPattern::Exact(host) => host.clone(),
-            HostPattern::Below(suffix) => format!("*{suffix}"),
-            HostPattern::Any => "*".to_owned(),
-        };
+        let domain = domain.domain();
         Document::map([
             ("name", Document::from(domain.as_str())),
             ("domains", Document::list([domain.as_str().into()])),

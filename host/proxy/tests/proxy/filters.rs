@@ -45,6 +45,46 @@ fn a_denied_upload_is_answered_though_the_client_is_still_sending() {
 }
 
 #[test]
+fn a_request_takes_the_route_that_fits_what_filters_made_of_it() {
+    let upstream = Upstream::echo();
+    let wasm = guest(
+        &[("path", b":path"), ("other", b"/other/x")],
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_field (i32.const 0) @path @other))
+            (i32.const 0))"#,
+    );
+    let start = |routes: &str| {
+        let folder = Folder::new();
+        folder.write("guest.wasm", &wasm);
+        let filters = "filters: [{ name: guest, wasm: guest.wasm }]";
+        Proxy::start(folder.policy(&policy_yaml(upstream.address, &format!("{filters}\nroutes:\n{routes}"))))
+    };
+    let first = "  - { name: first, match: { path: { exact: /first } }, upstream: api }\n";
+    let other = "  - { name: other, match: { path: { prefix: /other } }, respond: { status: 299 } }\n";
+    let proxy = start(&format!("{first}{other}"));
+    assert_eq!(proxy.get("/first").status, 299);
+    assert!(proxy.end().contains(" route=other "), "the log names the route that was taken");
+    let proxy = start(first);
+    assert_eq!(proxy.get("/first").status, 404, "no route is left");
+    assert_eq!(upstream.received().len(), 0);
+}
+
+#[test]
+fn a_path_that_no_client_could_send_is_not_sent_for_a_filter_either() {
+    let upstream = Upstream::echo();
+    let wasm = guest(
+        &[("path", b":path"), ("bad", b"/a%zz")],
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_field (i32.const 0) @path @bad))
+            (i32.const 0))"#,
+    );
+    let proxy = start(&upstream, &wasm);
+    assert_eq!(proxy.get("/first").status, 400);
+    assert_eq!(upstream.received().len(), 0);
+    assert!(proxy.end().contains(" 400 direct_response "));
+}
+
+#[test]
 fn a_request_held_for_its_body_can_be_denied_before_the_upstream_sees_it() {
     let upstream = Upstream::echo();
     let wasm = guest(
