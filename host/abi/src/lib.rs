@@ -12,7 +12,7 @@
 //!                                   `- streams: filters in order, what each holds back
 //! ```
 //!
-//! Guests are hostile: see [`Limits`] and [`SharedLimits`] for what bounds them, and [`Trapped`] for how they end. The
+//! Guests are hostile: see [`Limits`] for what bounds them, and [`Trapped`] for how they end. The
 //! behaviour is Envoy 1.40's, also where the specification says otherwise.
 
 mod abi;

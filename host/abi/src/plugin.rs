@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::engine::Module;
+use crate::shared::SharedLimits;
 
 /// What happens to requests once a guest has trapped. Names and meaning are Envoy's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct Limits {
     /// CPU time to start: `_initialize`, `main`, `proxy_on_vm_start` and `proxy_on_configure` together. Default 2 s: Go guests start
     /// their runtime in it and filters compile their rules, while the worker serves nobody else.
     pub start_time_max: Duration,
-    /// Callouts under way at a time. Default 128: each holds a connection and a buffer.
+    /// Callouts under way at a time. Default 64: each holds a connection and a buffer.
     pub calls_max: usize,
     /// Bytes of one callout's body. Default 1 MiB.
     pub call_bytes_max: usize,
@@ -46,9 +47,11 @@ pub struct Limits {
     pub buffer_bytes_max: usize,
     /// Values that a guest has stored with one stream. Default 1,024.
     pub properties_max: usize,
-    /// Metrics that one plugin may define. Default 10,000: a name per rule and reason stays far below, a name per client
+    /// Metrics that one plugin may define. Default 4,096: a name per rule and reason stays far below, a name per client
     /// does not, and must not.
     pub metrics_max: usize,
+    /// What it may keep for others, together with all of its `vm_id`.
+    pub shared: SharedLimits,
 }
 
 impl Default for Limits {
@@ -57,7 +60,7 @@ impl Default for Limits {
             memory_bytes_max: 64 * 1024 * 1024,
             callback_time_max: Duration::from_millis(100),
             start_time_max: Duration::from_secs(2),
-            calls_max: 128,
+            calls_max: 64,
             call_bytes_max: 1024 * 1024,
             log_lines_per_second: 1_000,
             log_line_bytes_max: 16 * 1024,
@@ -65,7 +68,8 @@ impl Default for Limits {
             map_bytes_max: 1024 * 1024,
             buffer_bytes_max: 16 * 1024 * 1024,
             properties_max: 1_024,
-            metrics_max: 10_000,
+            metrics_max: 4_096,
+            shared: SharedLimits::default(),
         }
     }
 }

@@ -11,53 +11,74 @@ use bytes::Bytes;
 
 use crate::abi::Status;
 
-/// Bounds on what guests can make the process keep.
-#[derive(Clone, Debug)]
+/// Bounds on what the guests of one `vm_id` can make the process keep. Others' room is not theirs to fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SharedLimits {
-    /// Keys of shared data. Default 100,000.
+    /// Keys of shared data. Default 65,536: there is no way to delete one.
     pub entries_max: usize,
-    /// Bytes of shared keys and values in all. Default 64 MiB.
+    /// Bytes of shared keys and values. Default 64 MiB.
     pub bytes_max: usize,
-    /// Items waiting in one queue. Default 10,000.
-    pub queue_items_max: usize,
-    /// Bytes of one queue item. Default 1 MiB.
-    pub queue_item_bytes_max: usize,
-    /// Queues in all. Default 1,000.
+    /// Queues. Default 100: a queue is a way between two plugins, of which a policy has some dozens.
     pub queues_max: usize,
-    /// Bytes of a queue's or a metric's name. Default 1,024.
-    pub name_bytes_max: usize,
+    /// Items waiting in one queue. Default 1,024: who does not keep up with so many does not keep up.
+    pub queue_items_max: usize,
+    /// Bytes of the items in all queues. Default 64 MiB.
+    pub queue_bytes_max: usize,
 }
 
 impl Default for SharedLimits {
     fn default() -> SharedLimits {
         SharedLimits {
-            entries_max: 100_000,
+            entries_max: 65_536,
             bytes_max: 64 * 1024 * 1024,
-            queue_items_max: 10_000,
-            queue_item_bytes_max: 1024 * 1024,
-            queues_max: 1_000,
-            name_bytes_max: 1_024,
+            queues_max: 100,
+            queue_items_max: 1_024,
+            queue_bytes_max: 64 * 1024 * 1024,
         }
     }
 }
 
+impl SharedLimits {
+    /// The larger of both in each: what plugins get that share a `vm_id`.
+    pub(crate) fn or_larger(self, other: SharedLimits) -> SharedLimits {
+        SharedLimits {
+            entries_max: self.entries_max.max(other.entries_max),
+            bytes_max: self.bytes_max.max(other.bytes_max),
+            queues_max: self.queues_max.max(other.queues_max),
+            queue_items_max: self.queue_items_max.max(other.queue_items_max),
+            queue_bytes_max: self.queue_bytes_max.max(other.queue_bytes_max),
+        }
+    }
+}
+
+/// Bytes of a queue's or a metric's name.
+pub(crate) const NAME_BYTES_MAX: usize = 1024;
+
 /// Shared data, queues and metrics of one process.
+#[derive(Default)]
 pub struct Shared {
-    limits: SharedLimits,
     data: Mutex<Data>,
     queues: Mutex<Queues>,
     metrics: RwLock<Metrics>,
     /// By worker id; a worker that ends takes its mailbox away.
     mailboxes: Mutex<HashMap<u64, Arc<Mailbox>>>,
-    worker_ids: AtomicU64,
+    workers: AtomicU64,
 }
 
 #[derive(Default)]
 struct Data {
+    /// By `vm_id`.
+    spaces: HashMap<Box<str>, DataSpace>,
+    cas: u32,
+}
+
+/// What the guests of one `vm_id` share.
+#[derive(Default)]
+struct DataSpace {
+    limits: SharedLimits,
     entries: HashMap<Box<[u8]>, Entry>,
     bytes: usize,
-    cas: u32,
 }
 
 struct Entry {
@@ -68,11 +89,21 @@ struct Entry {
 
 #[derive(Default)]
 struct Queues {
-    by_name: HashMap<(Box<str>, Box<[u8]>), u32>,
+    /// By `vm_id`.
+    spaces: HashMap<Box<str>, QueueSpace>,
     queues: BTreeMap<u32, Queue>,
 }
 
+/// The queues of one `vm_id`.
+#[derive(Default)]
+struct QueueSpace {
+    limits: SharedLimits,
+    ids: HashMap<Box<[u8]>, u32>,
+    bytes: usize,
+}
+
 struct Queue {
+    vm_id: Box<str>,
     items: VecDeque<Vec<u8>>,
     /// Whom to tell of new items: the context that registered last.
     owner: Owner,
@@ -99,8 +130,14 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 /// Notifications on their way to one worker.
 #[derive(Default)]
 pub(crate) struct Mailbox {
-    waiting: Mutex<VecDeque<Notification>>,
+    waiting: Mutex<Waiting>,
     waker: Mutex<Option<Waker>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    notifications: VecDeque<Notification>,
+    by_queue: HashMap<u32, usize>,
 }
 
 impl Mailbox {
@@ -110,11 +147,16 @@ impl Mailbox {
 
     /// How many wait now.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.waiting).len()
+        lock(&self.waiting).notifications.len()
     }
 
     pub(crate) fn take_one(&self) -> Option<Notification> {
-        lock(&self.waiting).pop_front()
+        let mut waiting = lock(&self.waiting);
+        let notification = waiting.notifications.pop_front()?;
+        if let Some(count) = waiting.by_queue.get_mut(&notification.queue) {
+            *count = count.saturating_sub(1);
+        }
+        Some(notification)
     }
 
     /// Wakes the worker.
@@ -124,11 +166,14 @@ impl Mailbox {
         }
     }
 
+    /// One for each item, and no more of a queue than it can hold items: a worker that never runs does not grow this, and who fills
+    /// one queue keeps nobody from hearing of another.
     fn post(&self, notification: Notification, most: usize) {
         let mut waiting = lock(&self.waiting);
-        // One post per item, so no more than all queues can hold: a worker that never runs does not grow this.
-        if waiting.len() < most {
-            waiting.push_back(notification);
+        let count = waiting.by_queue.entry(notification.queue).or_default();
+        if *count < most {
+            *count += 1;
+            waiting.notifications.push_back(notification);
         }
         drop(waiting);
         self.wake();
@@ -287,20 +332,15 @@ impl MetricCell {
 }
 
 impl Shared {
-    /// An empty store with these bounds.
-    pub fn new(limits: SharedLimits) -> Arc<Shared> {
-        Arc::new(Shared {
-            limits,
-            data: Mutex::default(),
-            queues: Mutex::default(),
-            metrics: RwLock::default(),
-            mailboxes: Mutex::default(),
-            worker_ids: AtomicU64::new(1),
-        })
+    /// An empty store.
+    pub fn new() -> Arc<Shared> {
+        Arc::default()
     }
 
-    pub(crate) fn limits(&self) -> &SharedLimits {
-        &self.limits
+    /// Sets what the guests of a `vm_id` may keep from now on. What is above it already stays.
+    pub(crate) fn set_limits(&self, vm_id: &str, limits: SharedLimits) {
+        lock(&self.data).spaces.entry(vm_id.into()).or_default().limits = limits;
+        lock(&self.queues).spaces.entry(vm_id.into()).or_default().limits = limits;
     }
 
     /// All metrics that guests have defined, by name.
@@ -320,10 +360,9 @@ impl Shared {
 
     /// All that guests of this `vm_id` share, by key.
     pub fn all_data(&self, vm_id: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let scope = scoped(vm_id, b"");
         let data = lock(&self.data);
-        let ours = data.entries.iter().filter_map(|(key, entry)| Some((key.strip_prefix(&*scope)?, entry)));
-        ours.map(|(key, entry)| (key.to_vec(), entry.value.to_vec())).collect()
+        let entries = data.spaces.get(vm_id).into_iter().flat_map(|space| &space.entries);
+        entries.map(|(key, entry)| (key.to_vec(), entry.value.to_vec())).collect()
     }
 
     /// Shares a value as a guest would, whatever is there. `false`: the limits do not allow it.
@@ -334,7 +373,7 @@ impl Shared {
     /// What waits in a queue, oldest first; `None` if no guest has registered it.
     pub fn queued(&self, vm_id: &str, name: &[u8]) -> Option<Vec<Vec<u8>>> {
         let queues = lock(&self.queues);
-        let id = queues.by_name.get(&(vm_id.into(), name.into()))?;
+        let id = queues.spaces.get(vm_id)?.ids.get(name)?;
         Some(queues.queues.get(id)?.items.iter().cloned().collect())
     }
 
@@ -345,7 +384,7 @@ impl Shared {
 
     /// A number and a mailbox for a new worker.
     pub(crate) fn add_worker(&self) -> (u64, Arc<Mailbox>) {
-        let id = self.worker_ids.fetch_add(1, Ordering::Relaxed);
+        let id = self.workers.fetch_add(1, Ordering::Relaxed) + 1;
         let mailbox = Arc::new(Mailbox::default());
         lock(&self.mailboxes).insert(id, Arc::clone(&mailbox));
         (id, mailbox)
@@ -381,37 +420,38 @@ impl Shared {
 
     /// The value and its compare-and-swap number, which is never 0.
     pub(crate) fn get_data(&self, vm_id: &str, key: &[u8]) -> Option<(Bytes, u32)> {
-        let key = scoped(vm_id, key);
         let data = lock(&self.data);
-        let entry = data.entries.get(&key)?;
+        let entry = data.spaces.get(vm_id)?.entries.get(key)?;
         Some((entry.value.clone(), entry.cas))
     }
 
     pub(crate) fn set_data(&self, vm_id: &str, key: &[u8], value: &[u8], cas: u32) -> Status {
-        if key.len().saturating_add(value.len()) > self.limits.bytes_max {
-            return Status::InternalFailure;
-        }
-        let (key, value) = (scoped(vm_id, key), Bytes::copy_from_slice(value));
+        // Copied without the lock, and before anything is known of limits: a guest's memory is bounded.
+        let value = Bytes::copy_from_slice(value);
         let data = &mut *lock(&self.data);
-        let old_bytes = match data.entries.get(&key) {
-            Some(entry) if cas != 0 && entry.cas != cas => return Status::CasMismatch,
-            Some(entry) => entry.value.len(),
-            None if data.entries.len() >= self.limits.entries_max => return Status::InternalFailure,
-            None => 0,
+        let space = data.spaces.entry(vm_id.into()).or_default();
+        let (entries_max, bytes_max) = (space.limits.entries_max, space.limits.bytes_max);
+        let old = space.entries.get(key);
+        if cas != 0 && old.is_some_and(|entry| entry.cas != cas) {
+            return Status::CasMismatch;
+        }
+        let bytes = match old {
+            Some(entry) => space.bytes - entry.value.len() + value.len(),
+            None if space.entries.len() >= entries_max => return Status::InternalFailure,
+            None => space.bytes + key.len() + value.len(),
         };
-        let is_new = !data.entries.contains_key(&key);
-        let bytes = data.bytes - old_bytes + value.len() + if is_new { key.len() } else { 0 };
-        if bytes > self.limits.bytes_max {
+        // A value that makes things no worse may also be set where a lower limit came into force.
+        if bytes > bytes_max && bytes > space.bytes {
             return Status::InternalFailure;
         }
-        data.bytes = bytes;
         // Never 0: to a guest 0 means "whatever is there".
         data.cas = data.cas.checked_add(1).unwrap_or(1);
-        let cas = data.cas;
-        match data.entries.get_mut(&key) {
-            Some(entry) => *entry = Entry { value, cas },
+        space.bytes = bytes;
+        let entry = Entry { value, cas: data.cas };
+        match space.entries.get_mut(key) {
+            Some(old) => *old = entry,
             None => {
-                data.entries.insert(key, Entry { value, cas });
+                space.entries.insert(key.into(), entry);
             }
         }
         Status::Ok
@@ -419,74 +459,69 @@ impl Shared {
 
     /// Registers a queue or moves its notifications to a new owner; what waits in it stays.
     pub(crate) fn register_queue(&self, vm_id: &str, name: &[u8], owner: Owner) -> Option<u32> {
-        if name.len() > self.limits.name_bytes_max {
-            return None;
-        }
-        let queues = &mut *lock(&self.queues);
-        if let Some(id) = queues.by_name.get(&(vm_id.into(), name.into())) {
-            if let Some(queue) = queues.queues.get_mut(id) {
+        let Queues { spaces, queues } = &mut *lock(&self.queues);
+        let space = spaces.entry(vm_id.into()).or_default();
+        if let Some(id) = space.ids.get(name) {
+            if let Some(queue) = queues.get_mut(id) {
                 queue.owner = owner;
             }
             return Some(*id);
         }
-        if queues.queues.len() >= self.limits.queues_max {
+        if name.len() > NAME_BYTES_MAX || space.ids.len() >= space.limits.queues_max {
             return None;
         }
-        let id = queues.queues.len() as u32 + 1;
-        queues.by_name.insert((vm_id.into(), name.into()), id);
-        queues.queues.insert(id, Queue { items: VecDeque::new(), owner });
+        let id = queues.len() as u32 + 1;
+        space.ids.insert(name.into(), id);
+        queues.insert(id, Queue { vm_id: vm_id.into(), items: VecDeque::new(), owner });
         Some(id)
     }
 
     pub(crate) fn resolve_queue(&self, vm_id: &str, name: &[u8]) -> Option<u32> {
-        if name.len() > self.limits.name_bytes_max {
-            return None;
-        }
-        lock(&self.queues).by_name.get(&(vm_id.into(), name.into())).copied()
+        lock(&self.queues).spaces.get(vm_id)?.ids.get(name).copied()
     }
 
     pub(crate) fn enqueue(&self, id: u32, item: &[u8]) -> Status {
-        // Copied before the lock is taken, unless it is too large anyway.
-        let item = (item.len() <= self.limits.queue_item_bytes_max).then(|| item.to_vec());
-        let mut queues = lock(&self.queues);
-        let Some(queue) = queues.queues.get_mut(&id) else {
-            return Status::NotFound;
-        };
-        let Some(item) = item.filter(|_| queue.items.len() < self.limits.queue_items_max) else {
+        let item = item.to_vec();
+        let mut held = lock(&self.queues);
+        let Queues { spaces, queues } = &mut *held;
+        let Some(queue) = queues.get_mut(&id) else { return Status::NotFound };
+        let Some(space) = spaces.get_mut(&queue.vm_id) else { return Status::NotFound };
+        let (bytes, items_max) = (space.bytes + item.len(), space.limits.queue_items_max);
+        if queue.items.len() >= items_max || bytes > space.limits.queue_bytes_max {
             return Status::InternalFailure;
-        };
+        }
+        space.bytes = bytes;
         queue.items.push_back(item);
         let owner = queue.owner;
-        drop(queues);
+        drop(held);
         let mailbox = lock(&self.mailboxes).get(&owner.worker).cloned();
         if let Some(mailbox) = mailbox {
-            mailbox.post(Notification { owner, queue: id }, self.limits.queue_items_max);
+            mailbox.post(Notification { owner, queue: id }, items_max);
         }
         Status::Ok
     }
 
     pub(crate) fn dequeue(&self, id: u32) -> Result<Vec<u8>, Status> {
-        let mut queues = lock(&self.queues);
-        let queue = queues.queues.get_mut(&id).ok_or(Status::NotFound)?;
-        queue.items.pop_front().ok_or(Status::Empty)
+        let Queues { spaces, queues } = &mut *lock(&self.queues);
+        let queue = queues.get_mut(&id).ok_or(Status::NotFound)?;
+        let item = queue.items.pop_front().ok_or(Status::Empty)?;
+        if let Some(space) = spaces.get_mut(&queue.vm_id) {
+            space.bytes -= item.len();
+        }
+        Ok(item)
     }
-}
-
-fn scoped(vm_id: &str, key: &[u8]) -> Box<[u8]> {
-    let mut scoped = Vec::with_capacity(vm_id.len() + 1 + key.len());
-    scoped.extend_from_slice(vm_id.as_bytes());
-    // NUL cannot be in a vm_id (configuration refuses it), so no two (vm_id, key) share a scoped key.
-    scoped.push(0);
-    scoped.extend_from_slice(key);
-    scoped.into_boxed_slice()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A store in which these limits hold for two `vm_id`s.
     fn limited(limits: SharedLimits) -> Arc<Shared> {
-        Shared::new(limits)
+        let shared = Shared::new();
+        shared.set_limits("", limits);
+        shared.set_limits("vm", limits);
+        shared
     }
 
     fn get(shared: &Shared, vm_id: &str, key: &[u8]) -> Option<(Vec<u8>, u32)> {
@@ -512,19 +547,32 @@ mod tests {
         assert_eq!(shared.set_data("", b"a", b"12", 0), Status::Ok);
         assert_eq!(shared.set_data("", b"b", b"12", 0), Status::Ok);
         assert_eq!(shared.set_data("", b"c", b"", 0), Status::InternalFailure);
-        assert_eq!(shared.set_data("", b"b", &[0; 14], 0), Status::Ok);
-        assert_eq!(shared.set_data("", b"b", &[0; 15], 0), Status::InternalFailure);
-        assert_eq!(get(&shared, "", b"b").unwrap().0, [0; 14], "a refused value changes nothing");
+        assert_eq!(shared.set_data("", b"b", &[0; 16], 0), Status::Ok);
+        assert_eq!(shared.set_data("", b"b", &[0; 17], 0), Status::InternalFailure);
+        assert_eq!(get(&shared, "", b"b").unwrap().0, [0; 16], "a refused value changes nothing");
+    }
+
+    #[test]
+    fn one_vm_ids_data_takes_no_room_from_anothers() {
+        let shared = limited(SharedLimits { entries_max: 1, bytes_max: 4, ..SharedLimits::default() });
+        assert_eq!(shared.set_data("vm", b"k", b"123", 0), Status::Ok);
+        assert_eq!(shared.set_data("vm", b"l", b"", 0), Status::InternalFailure);
+        assert_eq!(shared.set_data("", b"k", b"123", 0), Status::Ok);
+    }
+
+    #[test]
+    fn under_a_lower_limit_values_may_shrink_but_not_grow() {
+        let shared = limited(SharedLimits::default());
+        assert_eq!(shared.set_data("vm", b"k", &[0; 10], 0), Status::Ok);
+        shared.set_limits("vm", SharedLimits { bytes_max: 5, ..SharedLimits::default() });
+        assert_eq!(shared.set_data("vm", b"k", &[0; 11], 0), Status::InternalFailure);
+        assert_eq!(shared.set_data("vm", b"k", &[0; 9], 0), Status::Ok);
     }
 
     #[test]
     fn queues_keep_order_and_are_bounded() {
-        let shared = limited(SharedLimits {
-            queue_items_max: 2,
-            queue_item_bytes_max: 3,
-            queues_max: 1,
-            ..SharedLimits::default()
-        });
+        let shared =
+            limited(SharedLimits { queue_items_max: 2, queue_bytes_max: 3, queues_max: 1, ..SharedLimits::default() });
         let (worker, mailbox) = shared.add_worker();
         let owner = Owner { worker, vm: 1, context: 1 };
         let id = shared.register_queue("vm", b"q", owner).unwrap();
@@ -532,19 +580,39 @@ mod tests {
         assert_eq!(shared.resolve_queue("", b"q"), None);
         assert_eq!(shared.register_queue("vm", b"second", owner), None);
         assert_eq!(shared.dequeue(id), Err(Status::Empty));
-        assert_eq!(shared.enqueue(id, b"1234"), Status::InternalFailure);
+        assert_eq!(shared.enqueue(id, b"1234"), Status::InternalFailure, "more bytes than all queues may have");
         assert_eq!(shared.enqueue(id, b"1"), Status::Ok);
-        assert_eq!(shared.enqueue(id, b"2"), Status::Ok);
-        assert_eq!(shared.enqueue(id, b"3"), Status::InternalFailure);
+        assert_eq!(shared.enqueue(id, b"23"), Status::Ok);
+        assert_eq!(shared.enqueue(id, b""), Status::InternalFailure, "more items than a queue may have");
         assert_eq!(mailbox.len(), 2, "one notification per item");
-        while mailbox.take_one().is_some() {}
         assert_eq!(shared.dequeue(id).unwrap(), b"1");
-        assert_eq!(shared.dequeue(id).unwrap(), b"2");
+        assert_eq!(shared.enqueue(id, b"45"), Status::InternalFailure, "two bytes still wait");
+        assert_eq!(shared.dequeue(id).unwrap(), b"23");
+        assert_eq!(shared.enqueue(id, b"456"), Status::Ok, "what was taken out leaves its room");
         assert_eq!(shared.dequeue(id + 1), Err(Status::NotFound));
+        while mailbox.take_one().is_some() {}
         let moved = Owner { worker, vm: 2, context: 9 };
         assert_eq!(shared.register_queue("vm", b"q", moved), Some(id));
+        assert_eq!(shared.dequeue(id).unwrap(), b"456");
         assert_eq!(shared.enqueue(id, b"4"), Status::Ok);
         assert_eq!(mailbox.take_one().unwrap().owner, moved);
+    }
+
+    #[test]
+    fn who_fills_one_queue_keeps_nobody_from_hearing_of_another() {
+        let shared = limited(SharedLimits { queue_items_max: 2, ..SharedLimits::default() });
+        let (worker, mailbox) = shared.add_worker();
+        let owner = Owner { worker, vm: 1, context: 1 };
+        let flooded = shared.register_queue("vm", b"flooded", owner).unwrap();
+        let other = shared.register_queue("", b"other", owner).unwrap();
+        // In and out, more often than the queue can hold items, and the worker does not run meanwhile.
+        for _ in 0..10 {
+            assert_eq!(shared.enqueue(flooded, b""), Status::Ok);
+            assert!(shared.dequeue(flooded).is_ok());
+        }
+        assert_eq!(shared.enqueue(other, b""), Status::Ok);
+        let told: Vec<u32> = std::iter::from_fn(|| mailbox.take_one()).map(|told| told.queue).collect();
+        assert_eq!(told, [flooded, flooded, other]);
     }
 
     #[test]
@@ -559,10 +627,10 @@ mod tests {
 
     #[test]
     fn a_queues_name_is_bounded() {
-        let shared = limited(SharedLimits { name_bytes_max: 3, ..SharedLimits::default() });
+        let shared = Shared::new();
         let owner = Owner { worker: 1, vm: 1, context: 1 };
-        assert!(shared.register_queue("", b"abc", owner).is_some());
-        assert_eq!(shared.register_queue("", b"abcd", owner), None);
+        assert!(shared.register_queue("", &[b'q'; NAME_BYTES_MAX], owner).is_some());
+        assert_eq!(shared.register_queue("", &[b'q'; NAME_BYTES_MAX + 1], owner), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod tcp;
 pub use tcp::ClosedBy;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::fields::FieldMap;
 use crate::grpc::{Answer, status};
 use crate::plugin::Plugin;
 use crate::relay::Relay;
-use crate::shared::{Mailbox, Shared, Waker};
+use crate::shared::{Mailbox, Shared, SharedLimits, Waker};
 use crate::stream::{Hold, Sent, Stage, Stream};
 use crate::vm::{Surroundings, Trapped, Vm, VmStartError};
 
@@ -355,6 +355,14 @@ impl Worker {
         plugins: Vec<Arc<Plugin>>,
         embedder: Box<dyn Embedder>,
     ) -> Result<Worker, StartError> {
+        let mut limits: BTreeMap<&str, SharedLimits> = BTreeMap::new();
+        for plugin in &plugins {
+            let of_vm_id = limits.entry(&plugin.vm_id).or_insert(plugin.limits.shared);
+            *of_vm_id = of_vm_id.or_larger(plugin.limits.shared);
+        }
+        for (vm_id, limits) in limits {
+            shared.set_limits(vm_id, limits);
+        }
         let (id, mailbox) = shared.add_worker();
         let embedder: Rc<RefCell<dyn Embedder>> = Rc::new(RefCell::new(Forward(embedder)));
         let surroundings = Surroundings { embedder, shared, worker: id };

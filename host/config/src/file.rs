@@ -194,14 +194,17 @@ pub struct ListenerLimits {
     /// stay far below, and Envoy's own.
     #[schemars(range(min = 1, max = 1000))]
     pub header_count: u32,
-    /// Time for a request's fields to arrive completely. Default `10s`: a client that takes longer is holding
-    /// connections open on purpose.
+    /// Time for a request's fields to arrive completely, and for a TLS handshake. Default `10s`: a client that takes
+    /// longer is holding connections open on purpose.
     pub header_timeout: Time,
     /// Time for a whole request, body included, to arrive. Default `5m`: an upload of 1 GiB at 30 Mbit/s.
     pub request_timeout: Time,
     /// Time a connection without a request in flight is kept. Default `1m`: longer than clients pause between
     /// requests, shorter than what load balancers in front assume (they must be the ones to close).
     pub idle_timeout: Time,
+    /// Time in which nothing of a request or its response moves, whoever is to blame: a filter that paused it, a server,
+    /// or a client that takes nothing; then 504, or the connection is closed. Default `5m`, Envoy's.
+    pub stream_idle_timeout: Time,
     /// Connections at a time; further ones are closed at once. Default `10000`: their fields take 313 MiB at
     /// the most with the default `header_bytes`.
     #[schemars(range(min = 1))]
@@ -216,6 +219,7 @@ impl Default for ListenerLimits {
             header_timeout: Time::secs(10),
             request_timeout: Time::secs(300),
             idle_timeout: Time::secs(60),
+            stream_idle_timeout: Time::secs(300),
             max_connections: 10_000,
         }
     }
@@ -336,21 +340,33 @@ pub struct FilterLimits {
     /// Default `100ms`: a worker serves nobody else meanwhile, and one RSA check in pure WebAssembly takes about
     /// 2 ms. At most `10s`.
     pub callback_time: Time,
+    /// CPU time to start, all start functions together; then the filter has not started. Default `2s`: modules with a
+    /// runtime set it up in it, and filters compile their rules, while the worker serves nobody else. At most `1m`.
+    pub start_time: Time,
     /// Callouts (HTTP and gRPC) waiting for an answer, per VM; further ones are refused. Default `64`.
     pub callouts: u32,
+    /// Bytes of one callout's body; a larger one is refused. Default `1MiB`, Envoy's buffer.
+    pub callout_bytes: Size,
     /// Bytes of one request or response body held while the filter waits or collects; more is answered with
     /// 413 (request) or 500 (response). Default `1MiB`, Envoy's per-connection buffer.
     pub buffered_bytes: Size,
     /// Log lines per second and worker; what is above is dropped and counted. Default `100`: enough for every
     /// denial of a normal day, too little to fill a disk in an attack.
     pub log_lines_per_second: u32,
+    /// Bytes of one log line; the rest is cut off. Default `16KiB`: a stack trace fits.
+    pub log_line_bytes: Size,
     /// Keys of shared data, per `vm_id`. There is no way to delete one, so a filter that makes a key per client
     /// grows for ever; further keys are refused. Default `65536`.
     pub shared_data_entries: u32,
     /// Bytes of shared data, keys and values, per `vm_id`. Default `64MiB`.
     pub shared_data_bytes: Size,
-    /// Items in one shared queue; further ones are refused. Default `1024`.
+    /// Shared queues, per `vm_id`; further ones are refused. Default `100`: a queue is a way between two filters.
+    pub queues: u32,
+    /// Items in one shared queue; further ones are refused. Default `1024`: who does not keep up with so many does
+    /// not keep up.
     pub queue_length: u32,
+    /// Bytes of the items in all shared queues, per `vm_id`. Default `64MiB`.
+    pub queue_bytes: Size,
     /// Metrics that the module may define. Default `4096`: ours have one per rule and reason.
     pub metrics: u32,
     /// Bytes of one header map handed over by the module. Default `1MiB`, Envoy's.
@@ -372,12 +388,17 @@ impl Default for FilterLimits {
         Self {
             memory: Size::mib(64),
             callback_time: Time::millis(100),
+            start_time: Time::secs(2),
             callouts: 64,
+            callout_bytes: Size::mib(1),
             buffered_bytes: Size::mib(1),
             log_lines_per_second: 100,
+            log_line_bytes: Size::kib(16),
             shared_data_entries: 65_536,
             shared_data_bytes: Size::mib(64),
+            queues: 100,
             queue_length: 1024,
+            queue_bytes: Size::mib(64),
             metrics: 4096,
             map_bytes: Size::mib(1),
             map_pairs: 1024,

@@ -150,6 +150,8 @@ pub struct ListenerLimits {
     pub request_timeout: Duration,
     /// Time an unused connection is kept.
     pub idle_timeout: Duration,
+    /// Time in which nothing of a request moves.
+    pub stream_idle_timeout: Duration,
     /// Connections at a time.
     pub max_connections: usize,
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use portcullis_abi::{
-    Action, Call, CallAnswer, CallId, Embedder, FieldMap, Lint, LogLevel, LogRecord, MetricValue, Shared, SharedLimits,
-    StreamId, TraceEvent, Worker,
+    Action, Call, CallAnswer, CallId, Embedder, FieldMap, Lint, LogLevel, LogRecord, MetricValue, Shared, StreamId,
+    TraceEvent, Worker,
 };
 
 use crate::filter::{FilterBuilder, Source};
@@ -96,7 +96,7 @@ impl Host {
         }));
         let inner = Inner {
             world,
-            shared: Shared::new(SharedLimits::default()),
+            shared: Shared::new(),
             instances: Vec::new(),
             calls: Vec::new(),
             made: Ring::new(HISTORY_MAX),

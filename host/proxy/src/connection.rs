@@ -9,7 +9,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
@@ -29,6 +28,7 @@ use crate::outbox::Bell;
 use crate::plan::ServerTls;
 use crate::rewind::Rewind;
 use crate::serve::serve;
+use crate::stall::Stall;
 use crate::upstream::LocalExecutor;
 use crate::worker::{Phase, WorkerState};
 
@@ -39,8 +39,6 @@ const HTTP2_STREAMS_MAX: u32 = 100;
 /// Bytes of a request's body that a client may send ahead, per stream and per connection; Envoy's recommendation.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Time for a TLS handshake.
-const TLS_TIME: Duration = Duration::from_secs(10);
 
 /// What the requests of one connection have in common.
 pub(crate) struct Connection {
@@ -90,6 +88,7 @@ pub(crate) async fn run(worker: Rc<WorkerState>, accepted: Accepted) {
     let Accepted { stream, peer, local, listener_name, limits, tls, phase } = accepted;
     // Responses are written whole; waiting for more would only delay them.
     drop(stream.set_nodelay(true));
+    let stream = Stall::new(stream, limits.stream_idle_timeout);
     let connection = |tls| {
         Rc::new(Connection {
             gate: Rc::new(GateState::default()),
@@ -108,7 +107,7 @@ pub(crate) async fn run(worker: Rc<WorkerState>, accepted: Accepted) {
     };
     match tls {
         None => detect(connection(None), stream, phase).await,
-        Some(tls) => match tokio::time::timeout(TLS_TIME, tls.acceptor.accept(stream)).await {
+        Some(tls) => match tokio::time::timeout(limits.header_timeout, tls.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let session = stream.get_ref().1;
                 let info = TlsInfo {
@@ -149,7 +148,7 @@ pub(crate) fn peer_certificate(chain: Option<&[CertificateDer<'_>]>) -> Option<A
 }
 
 /// Tells HTTP/2 with prior knowledge from HTTP/1.x by the first bytes.
-async fn detect(connection: Rc<Connection>, mut stream: TcpStream, phase: watch::Receiver<Phase>) {
+async fn detect(connection: Rc<Connection>, mut stream: Stall<TcpStream>, phase: watch::Receiver<Phase>) {
     let mut begin = BytesMut::with_capacity(4096);
     let time = connection.limits.idle_timeout;
     let first = tokio::time::timeout(time, async {
@@ -224,16 +223,30 @@ where
     let served = Rc::clone(&connection);
     let service = service_fn(move |request| serve(Rc::clone(&served), request));
     let mut http = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut draining = pin!(reached(phase.clone(), Phase::Draining));
-    let mut closing = pin!(reached(phase, Phase::Closing));
-    let mut idle = pin!(idle(&connection));
+    let mut closing = pin!(reached(phase.clone(), Phase::Closing));
+    let ending = Cell::new(false);
+    let mut over = pin!(async {
+        tokio::select! {
+            () = idle(&connection) => {}
+            () = reached(phase, Phase::Draining) => {}
+        }
+        ending.set(true);
+        // hyper ends a connection gracefully by a question to the client, to which some never answer.
+        loop {
+            tokio::time::sleep(connection.limits.header_timeout).await;
+            if connection.gate.in_flight() == 0 {
+                return;
+            }
+        }
+    });
     let mut graceful = false;
     poll_fn(|cx| {
-        if connection.aborted.get() || closing.as_mut().poll(cx).is_ready() {
+        let over = over.as_mut().poll(cx).is_ready();
+        if over || connection.aborted.get() || closing.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
         connection.abort.wait(cx);
-        if !graceful && (draining.as_mut().poll(cx).is_ready() || idle.as_mut().poll(cx).is_ready()) {
+        if !graceful && ending.get() {
             graceful = true;
             http.as_mut().graceful_shutdown();
         }

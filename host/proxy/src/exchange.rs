@@ -31,9 +31,6 @@ use crate::outbox::{Bell, Head, Outbox};
 use crate::released::Released;
 use crate::upstream::{RequestBody, SendFailure, Upstream, failure_of};
 
-/// How long a request may stand still, whoever is to blame. Envoy's default.
-pub(crate) const STREAM_IDLE: Duration = Duration::from_secs(300);
-
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Exchange {
@@ -48,6 +45,8 @@ pub(crate) struct Exchange {
     /// hyper has all of the response.
     delivered: Cell<bool>,
     client_gone: Cell<bool>,
+    /// hyper holds the response's body.
+    body_held: Cell<bool>,
     /// Counts whatever moved, for the idle watch.
     movements: Cell<u64>,
     request_complete: Cell<bool>,
@@ -105,6 +104,10 @@ impl Exchange {
     pub(crate) fn client_gone(&self) {
         self.client_gone.set(true);
         self.changed.ring();
+    }
+
+    pub(crate) fn hold_body(&self, held: bool) {
+        self.body_held.set(held);
     }
 
     pub(crate) fn request_is_complete(&self) -> bool {
@@ -579,9 +582,12 @@ impl Journey {
 
     /// Ends a request in which nothing has moved for too long.
     async fn watch(&self) {
+        // A response may stay silent for as long as its route allows.
+        let time =
+            self.connection.limits.stream_idle_timeout.max(self.route().map_or(Duration::ZERO, |route| route.timeout));
         loop {
             let before = self.exchange.movements.get();
-            tokio::time::sleep(STREAM_IDLE).await;
+            tokio::time::sleep(time).await;
             if self.exchange.movements.get() != before {
                 continue;
             }
@@ -596,6 +602,19 @@ impl Journey {
         }
     }
 
+    /// hyper sees that a body broke off only once the client takes what came before: one that takes nothing loses its connection.
+    fn let_go_in_time(&self) {
+        if self.exchange.body_held.get() {
+            let (exchange, connection) = (Rc::clone(&self.exchange), Rc::clone(&self.connection));
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(connection.limits.stream_idle_timeout).await;
+                if exchange.body_held.get() {
+                    connection.abort();
+                }
+            });
+        }
+    }
+
     /// The one end of every request.
     fn end(&self) {
         let exchange = &self.exchange;
@@ -603,6 +622,7 @@ impl Journey {
         if !complete {
             exchange.request.break_off();
             exchange.response.break_off();
+            self.let_go_in_time();
         }
         let duration = self.started.elapsed();
         let (ending, status) = {

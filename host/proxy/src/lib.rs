@@ -35,6 +35,7 @@ mod released;
 mod rewind;
 mod serve;
 mod server;
+mod stall;
 mod upstream;
 mod worker;
 

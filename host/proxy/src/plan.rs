@@ -8,9 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use portcullis_abi::{
-    Capabilities, Certificate, FailurePolicy, FieldMap, Limits, Module, Plugin, RouteInfo, Shared, SharedLimits,
-};
+use portcullis_abi::{Capabilities, Certificate, FailurePolicy, FieldMap, Limits, Module, Plugin, RouteInfo, Shared};
 use portcullis_code::{LoadLimits, Loader, Source};
 use portcullis_config::envoy::{operator_cluster_name, upstream_cluster_name};
 use portcullis_config::{Action, Filter, HostPattern, ListenerTls, Policy, RequestParts, Route, Target};
@@ -109,7 +107,7 @@ impl Plan {
             plugins,
             routes: policy.routes.iter().map(|route| route_info(route, &policy)).collect(),
             virtual_hosts: VirtualHosts::new(&policy),
-            shared: before.map_or_else(|| Shared::new(shared_limits(&policy)), |before| Arc::clone(&before.shared)),
+            shared: before.map_or_else(Shared::new, |before| Arc::clone(&before.shared)),
             upstream_tls,
             listener_tls,
             operators: None,
@@ -192,6 +190,14 @@ fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Pla
         // An edit may make a body longer than what was collected, but not without bound.
         bounds.buffer_bytes_max = limits.buffered_bytes.as_usize().saturating_mul(2).max(bounds.buffer_bytes_max);
         bounds.metrics_max = limits.metrics as usize;
+        bounds.shared.entries_max = limits.shared_data_entries as usize;
+        bounds.shared.bytes_max = limits.shared_data_bytes.as_usize();
+        bounds.shared.queues_max = limits.queues as usize;
+        bounds.shared.queue_items_max = limits.queue_length as usize;
+        bounds.shared.queue_bytes_max = limits.queue_bytes.as_usize();
+        bounds.start_time_max = limits.start_time.0;
+        bounds.call_bytes_max = limits.callout_bytes.as_usize();
+        bounds.log_line_bytes_max = limits.log_line_bytes.as_usize();
         bounds
     };
     plugin.capabilities = Capabilities {
@@ -262,22 +268,6 @@ fn load(filter: &Filter, loader: &Loader) -> Result<Module, String> {
         Source::Compiler => tracing::info!("filter `{}`: compiled", filter.name),
     }
     Ok(loaded.module)
-}
-
-/// The process has one store for all filters; each limit is the largest that a filter asks for.
-fn shared_limits(policy: &Policy) -> SharedLimits {
-    let mut limits = SharedLimits::default();
-    let largest = |of: &dyn Fn(&Filter) -> usize| policy.filters.iter().map(of).max();
-    if let Some(entries) = largest(&|filter| filter.limits.shared_data_entries as usize) {
-        limits.entries_max = entries;
-    }
-    if let Some(bytes) = largest(&|filter| filter.limits.shared_data_bytes.as_usize()) {
-        limits.bytes_max = bytes;
-    }
-    if let Some(items) = largest(&|filter| filter.limits.queue_length as usize) {
-        limits.queue_items_max = items;
-    }
-    limits
 }
 
 /// What is known of a route, with the names that `envoy-config` gives to clusters.

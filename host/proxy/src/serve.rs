@@ -90,7 +90,7 @@ pub(crate) async fn serve(
     worker.metrics.requests_active.increment();
     let exchange = Rc::new(Exchange::default());
     let response_bytes = Arc::clone(&worker.metrics.response_bytes);
-    let watch = Watch { exchange: Rc::clone(&exchange), response_bytes, armed: true };
+    let watch = Watch { exchange: Rc::clone(&exchange), response_bytes, armed: true, in_body: false };
     let id = core.open(&route.filters, info, &exchange);
     let ended = body.is_end_stream();
     if ended {
@@ -268,11 +268,19 @@ struct Watch {
     exchange: Rc<Exchange>,
     response_bytes: Arc<Counter>,
     armed: bool,
+    /// It goes with a body that hyper holds.
+    in_body: bool,
 }
 
 impl Watch {
     fn clone_armed(&self) -> Watch {
-        Watch { exchange: Rc::clone(&self.exchange), response_bytes: Arc::clone(&self.response_bytes), armed: true }
+        self.exchange.hold_body(true);
+        Watch {
+            exchange: Rc::clone(&self.exchange),
+            response_bytes: Arc::clone(&self.response_bytes),
+            armed: true,
+            in_body: true,
+        }
     }
 
     fn delivered(mut self) {
@@ -287,6 +295,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        if self.in_body {
+            self.exchange.hold_body(false);
+        }
         if self.armed {
             self.exchange.client_gone();
         }

@@ -2,7 +2,7 @@
 
 use super::{Answer, Call};
 use crate::abi::Status;
-use crate::shared::{MetricKind, Owner};
+use crate::shared::{MetricKind, NAME_BYTES_MAX, Owner};
 
 pub(super) fn get_data(call: &mut Call<'_>, key: u32, key_len: u32, ret: u32, ret_len: u32, ret_cas: u32) -> Answer {
     let key = call.bytes(key, key_len)?;
@@ -85,9 +85,9 @@ pub(super) fn define_metric(call: &mut Call<'_>, kind: u32, name: u32, len: u32,
     };
     let state = call.state();
     let plugin = state.current_plugin();
-    let (most, name_bytes_max) = (plugin.limits.metrics_max, state.shared.limits().name_bytes_max);
+    let most = plugin.limits.metrics_max;
     let name = call.bytes(name, len)?;
-    let cell = if name.len() > name_bytes_max || state.metrics.by_id.len() >= most {
+    let cell = if name.len() > NAME_BYTES_MAX || state.metrics.by_id.len() >= most {
         None
     } else {
         state.shared.define_metric(&plugin.name, most, kind, &String::from_utf8_lossy(name))

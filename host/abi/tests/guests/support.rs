@@ -8,8 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use portcullis_abi::{
     Action, Direction, Embedder, Ending, Engine, EngineOptions, FieldMap, Lint, LogLevel, LogRecord, Module,
-    ModuleError, ModuleLimits, Part, Plugin, Shared, SharedLimits, StartError, StreamId, StreamInfo, Ticker,
-    UpstreamInfo, Worker,
+    ModuleError, ModuleLimits, Part, Plugin, Shared, StartError, StreamId, StreamInfo, Ticker, UpstreamInfo, Worker,
 };
 
 /// Imports, memory and an allocator. Strings live below 4096, the heap above.
@@ -179,7 +178,7 @@ impl Host {
     pub(crate) fn try_in(world: World, plugins: Vec<Plugin>) -> Result<Host, StartError> {
         let world = Rc::new(world);
         let plugins = plugins.into_iter().map(Arc::new).collect();
-        let shared = Shared::new(SharedLimits::default());
+        let shared = Shared::new();
         let worker = Worker::start(shared, plugins, Box::new(Scripted(Rc::clone(&world))))?;
         Ok(Host { worker, world })
     }

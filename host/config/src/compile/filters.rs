@@ -98,6 +98,10 @@ impl Compiler<'_> {
         let gib = Size::mib(1024);
         self.size(&at("memory"), limits.memory, Size::mib(1), Size::mib(4096));
         self.time(&at("callback_time"), limits.callback_time, Time::secs(10));
+        self.time(&at("start_time"), limits.start_time, Time::secs(60));
+        self.size(&at("callout_bytes"), limits.callout_bytes, Size(0), gib);
+        self.size(&at("log_line_bytes"), limits.log_line_bytes, Size(80), Size::mib(1));
+        self.size(&at("queue_bytes"), limits.queue_bytes, Size(0), gib);
         self.size(&at("buffered_bytes"), limits.buffered_bytes, Size::kib(1), gib);
         self.size(&at("shared_data_bytes"), limits.shared_data_bytes, Size(0), gib);
         self.size(&at("map_bytes"), limits.map_bytes, Size::kib(1), Size::mib(64));

@@ -122,6 +122,7 @@ impl Compiler<'_> {
             header_timeout: self.time(&at("header_timeout"), limits.header_timeout, Time::secs(3600)),
             request_timeout: self.time(&at("request_timeout"), limits.request_timeout, Time::secs(86_400)),
             idle_timeout: self.time(&at("idle_timeout"), limits.idle_timeout, Time::secs(86_400)),
+            stream_idle_timeout: self.time(&at("stream_idle_timeout"), limits.stream_idle_timeout, Time::secs(86_400)),
             max_connections: limits.max_connections as usize,
         }
     }

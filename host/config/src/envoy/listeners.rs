@@ -106,6 +106,7 @@ fn connection_manager(policy: &Policy, listener: &Listener, peer: Peer) -> Docum
         ("max_request_headers_kb", (limits.header_bytes / 1024).into()),
         ("request_headers_timeout", duration(limits.header_timeout)),
         ("request_timeout", duration(limits.request_timeout)),
+        ("stream_idle_timeout", duration(limits.stream_idle_timeout)),
         (
             "common_http_protocol_options",
             Document::map([

@@ -66,11 +66,11 @@ fn route_document(policy: &Policy, route: &Route) -> Document {
     let (key, action) = match &route.action {
         Action::Upstream(index) => {
             let name = policy.upstreams.get(*index).map_or("", upstream_cluster_name);
-            ("route", forward(route, name))
+            ("route", forward(policy, route, name))
         }
         Action::Operator(index) => {
             let name = policy.operators.get(*index).map(operator_cluster_name).unwrap_or_default();
-            ("route", forward(route, &name))
+            ("route", forward(policy, route, &name))
         }
         Action::Respond(response) => ("direct_response", direct_response(response)),
     };
@@ -145,9 +145,11 @@ fn field_matcher(condition: &FieldCondition) -> Document {
     }
 }
 
-fn forward(route: &Route, cluster: &str) -> Document {
-    // A response may stay silent for as long as its route allows; Envoy's own idle limit for streams is 5 minutes.
-    let idle = (route.timeout.as_secs() >= 300).then(|| duration(route.timeout));
+fn forward(policy: &Policy, route: &Route, cluster: &str) -> Document {
+    // A response may stay silent for as long as its route allows.
+    let idle = || policy.listeners.iter().map(|listener| listener.limits.stream_idle_timeout);
+    let longer = idle().any(|idle| route.timeout >= idle);
+    let idle = longer.then(|| duration(idle().fold(route.timeout, std::time::Duration::max)));
     Document::map([("cluster", Document::from(cluster)), ("timeout", duration(route.timeout))])
         .with_some("idle_timeout", idle)
         .with_some("host_rewrite_literal", route.host_rewrite.as_deref().map(Document::from))

@@ -4,6 +4,7 @@
 mod filters;
 mod grpc;
 mod lifecycle;
+mod limits;
 mod operators;
 mod requests;
 mod secure;

@@ -13,17 +13,17 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::{Folder, GUEST_ROUTE, PLAIN_ROUTE, Proxy, Received, Upstream, denying_guest, policy_yaml};
 
-const TLS: &str = "tls: { certificate: cert.pem, private_key: key.pem } }]";
+pub(crate) const TLS: &str = "tls: { certificate: cert.pem, private_key: key.pem } }]";
 
 /// Writes a certificate for `localhost`, signed by itself.
-fn certificate(folder: &Folder) -> String {
+pub(crate) fn certificate(folder: &Folder) -> String {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let pem = made.cert.pem();
     folder.write("cert.pem", &pem).write("key.pem", made.signing_key.serialize_pem());
     pem
 }
 
-fn connector(pem: &str, alpn: &[&[u8]]) -> TlsConnector {
+pub(crate) fn connector(pem: &str, alpn: &[&[u8]]) -> TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM")).expect("a certificate");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -36,7 +36,7 @@ fn connector(pem: &str, alpn: &[&[u8]]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
