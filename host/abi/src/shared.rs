@@ -143,6 +143,10 @@ struct Waiting {
 impl Mailbox {
     pub(crate) fn set_waker(&self, waker: Waker) {
         *lock(&self.waker) = Some(waker);
+        // What came before there was anybody to wake.
+        if self.len() > 0 {
+            self.wake();
+        }
     }
 
     /// How many wait now.

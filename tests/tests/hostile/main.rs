@@ -2,4 +2,7 @@
 //! and the next request meets a fresh guest.
 
 mod compiling;
+mod crashing;
+mod flooding;
+mod lying;
 mod support;

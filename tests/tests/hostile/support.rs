@@ -95,3 +95,37 @@ impl Gate {
         }
     }
 }
+
+/// A guest: what the ABI's own tests begin with, and what makes it hostile.
+///
+/// `$attacked`: the request has a field `x-attack`. `$once`: nobody has asked before, in any VM.
+pub(crate) fn guest(code: &str) -> Vec<u8> {
+    let text = format!(
+        r#"(module
+          {}
+          (data (i32.const 0) "x-attackonce")
+          (func $attacked (result i32)
+            (i32.eqz (call $get (i32.const 0) (i32.const 0) (i32.const 8) (i32.const 16) (i32.const 20))))
+          (func $once (result i32)
+            (if (result i32) (call $get_shared (i32.const 8) (i32.const 4) (i32.const 16) (i32.const 20) (i32.const 24))
+              (then
+                (drop (call $set_shared (i32.const 8) (i32.const 4) (i32.const 8) (i32.const 4) (i32.const 0)))
+                (i32.const 1))
+              (else (i32.const 0))))
+          {code})"#,
+        include_str!("../../../host/abi/tests/guests/prelude.wat")
+    );
+    wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// A guest that does `code` with a request that has the field `x-attack`, and lets every other one pass.
+pub(crate) fn attacker(code: &str) -> Vec<u8> {
+    guest(&format!(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $i i32)
+             (if (call $attacked) (then {code}))
+             (i32.const 0))"#
+    ))
+}
+
+/// Quick replacement of what crashed.
+pub(crate) const QUICKLY: &str = "    reload: { base_interval: 50ms, max_interval: 100ms }\n";

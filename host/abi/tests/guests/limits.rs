@@ -1,5 +1,7 @@
 //! Each bound on what a guest may take, reached: time in every callback, memory, tables, lines, maps, bodies, metrics.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use portcullis_abi::{CallAnswer, Ending, FieldMap, Plugin, PluginState, Trapped};
@@ -257,17 +259,19 @@ fn notifications_that_take_long_leave_turns_to_requests() {
              (drop (call $dequeue (i32.load (i32.const 200)) (i32.const 204) (i32.const 208)))
              (drop (call $enqueue (i32.load (i32.const 200)) (i32.const 16) (i32.const 1))))"#,
     )]);
+    let woken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&woken);
+    host.worker.set_waker(Arc::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }));
+    assert_eq!(woken.swap(0, Ordering::Relaxed), 1, "for what came while the guest started");
     host.worker.run_notifications();
     assert_eq!(host.world.said(), "qqq", "those that waited");
-    let woken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counter = std::sync::Arc::clone(&woken);
-    host.worker.set_waker(std::sync::Arc::new(move || {
-        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    }));
+    woken.store(0, Ordering::Relaxed);
     host.world.line_takes.set(Duration::from_millis(50));
     host.worker.run_notifications();
     assert_eq!(host.world.said(), "qqqq", "one a turn");
-    assert_eq!(woken.load(std::sync::atomic::Ordering::Relaxed), 2, "for the new item, and for those left over");
+    assert_eq!(woken.load(Ordering::Relaxed), 2, "for the new item, and for those left over");
 }
 
 // ---- memory

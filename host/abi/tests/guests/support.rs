@@ -12,61 +12,7 @@ use portcullis_abi::{
 };
 
 /// Imports, memory and an allocator. Strings live below 4096, the heap above.
-const PRELUDE: &str = r#"
-  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_get_header_map_pairs" (func $pairs (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_set_header_map_pairs" (func $set_pairs (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_replace_header_map_value" (func $replace (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_remove_header_map_value" (func $remove (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_get_buffer_bytes" (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_set_buffer_bytes" (func $set_buffer (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
-  (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
-  (import "env" "proxy_send_local_response"
-    (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_http_call"
-    (func $http_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_grpc_call"
-    (func $grpc_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_grpc_stream"
-    (func $grpc_stream (param i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_grpc_send" (func $grpc_send (param i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_grpc_cancel" (func $grpc_cancel (param i32) (result i32)))
-  (import "env" "proxy_grpc_close" (func $grpc_close (param i32) (result i32)))
-  (import "env" "proxy_get_status" (func $get_status (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_set_effective_context" (func $effective (param i32) (result i32)))
-  (import "env" "proxy_set_tick_period_milliseconds" (func $tick_period (param i32) (result i32)))
-  (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_dequeue_shared_queue" (func $dequeue (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_define_metric" (func $define_metric (param i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_get_current_time_nanoseconds" (func $time (param i32) (result i32)))
-  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_set_property" (func $set_property (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 2)
-  (global $heap (mut i32) (i32.const 4096))
-  (func $alloc (export "proxy_on_memory_allocate") (param $size i32) (result i32)
-    (local $at i32)
-    (local.set $at (global.get $heap))
-    (global.set $heap (i32.add (global.get $heap) (local.get $size)))
-    (if (i32.gt_u (global.get $heap) (i32.const 120000)) (then (global.set $heap (i32.const 4096))))
-    (local.get $at))
-  (func (export "proxy_abi_version_0_2_1"))
-  ;; Logs one letter at level info.
-  (func $say (param $letter i32)
-    (i32.store8 (i32.const 4000) (local.get $letter))
-    (drop (call $log (i32.const 2) (i32.const 4000) (i32.const 1))))
-  ;; Logs a small number: 0 to 9 as digits, then : ; < =
-  (func $say_number (param $number i32) (call $say (i32.add (i32.const 48) (local.get $number))))
-  ;; Logs a buffer, all of it.
-  (func $say_buffer (param $buffer i32)
-    (i32.store (i32.const 4012) (i32.const 0))
-    (call $say_number (call $get_buffer (local.get $buffer) (i32.const 0) (i32.const 1000) (i32.const 4008) (i32.const 4012)))
-    (drop (call $log (i32.const 2) (i32.load (i32.const 4008)) (i32.load (i32.const 4012)))))
-"#;
+const PRELUDE: &str = include_str!("prelude.wat");
 
 pub(crate) fn engine() -> &'static Engine {
     static ENGINE: OnceLock<(Engine, Ticker)> = OnceLock::new();
