@@ -53,6 +53,7 @@ fn bench(criterion: &mut Criterion) {
             configuration: configuration.as_bytes(),
             origin: origin.address(),
             callouts: &[],
+            http2: &[],
             failure_policy: None,
         };
         let policy = policy.write(folder.path()).unwrap_or_else(|error| panic!("{error}"));

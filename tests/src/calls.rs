@@ -48,6 +48,7 @@ impl Calls {
             configuration: script.as_bytes(),
             origin: origin.address(),
             callouts: &[],
+            http2: &[],
             failure_policy: None,
         }
         // Scripts log more than filters should.

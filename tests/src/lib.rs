@@ -9,6 +9,7 @@ pub mod calls;
 pub mod client;
 pub mod connection;
 pub mod differential;
+mod grpc;
 pub mod places;
 pub mod policy;
 pub mod process;

@@ -18,6 +18,8 @@ pub struct PolicyParts<'a> {
     pub origin: SocketAddr,
     /// Upstreams that the filter may call.
     pub callouts: &'a [(String, SocketAddr)],
+    /// Those of them that speak HTTP/2, as gRPC does.
+    pub http2: &'a [String],
     /// `failure_policy`, if not the default.
     pub failure_policy: Option<&'a str>,
 }
@@ -56,7 +58,8 @@ impl PolicyParts<'_> {
         }
         let _ = writeln!(yaml, "upstreams:\n  origin: {{ endpoints: [\"{}\"] }}", self.origin);
         for (name, address) in self.callouts {
-            let _ = writeln!(yaml, "  {}: {{ endpoints: [\"{address}\"] }}", quoted(name));
+            let http2 = self.http2.contains(name);
+            let _ = writeln!(yaml, "  {}: {{ endpoints: [\"{address}\"], http2: {http2} }}", quoted(name));
         }
         yaml.push_str("routes:\n  - { name: all, upstream: origin }\n");
         let file = folder.join("portcullis.yaml");

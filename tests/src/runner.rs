@@ -26,6 +26,7 @@ pub struct Group {
     filter: String,
     configuration: Vec<u8>,
     callouts: Vec<String>,
+    http2: Vec<String>,
     state: Mutex<State>,
 }
 
@@ -51,6 +52,7 @@ impl Group {
             filter: scenario.filter.clone(),
             configuration: scenario.configuration.clone(),
             callouts: scenario.callout_upstreams.clone(),
+            http2: scenario.http2_upstreams.clone(),
             state: Mutex::new(State { running: None, left: 0 }),
         }
     }
@@ -94,6 +96,7 @@ impl Group {
             configuration: &self.configuration,
             origin: origin.address(),
             callouts: &addresses,
+            http2: &self.http2,
             failure_policy: None,
         }
         .write(folder.path())?;

@@ -4,24 +4,30 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use portcullis_harness::{Callout, CalloutAnswer, FieldLines, ObservedRequest, ResponsePlan};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use crate::grpc;
 
 /// A server on loopback. Dropping it ends it.
 pub struct Upstream {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    state: Shared,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -30,8 +36,12 @@ pub struct Upstream {
 struct State {
     /// Without a script everything is answered with 200.
     answers: Option<Vec<Callout>>,
-    requests: Vec<ObservedRequest>,
+    /// With their numbers: a request may outlive the test's interest in it.
+    requests: Vec<(u64, ObservedRequest)>,
+    requests_total: u64,
 }
+
+type Shared = Arc<Mutex<State>>;
 
 impl Upstream {
     /// Starts one that answers 200 and `ok`.
@@ -49,11 +59,7 @@ impl Upstream {
                 let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
                 let accept = async {
                     while let Ok((stream, _)) = listener.accept().await {
-                        let state = Arc::clone(&shared);
-                        let service = service_fn(move |request| serve(request, Arc::clone(&state)));
-                        tokio::spawn(
-                            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-                        );
+                        tokio::spawn(converse(stream, Arc::clone(&shared)));
                     }
                 };
                 tokio::select! {
@@ -82,7 +88,7 @@ impl Upstream {
 
     /// What it was asked since the last call.
     pub fn take_requests(&self) -> Vec<ObservedRequest> {
-        std::mem::take(&mut self.lock().requests)
+        std::mem::take(&mut self.lock().requests).into_iter().map(|(_, request)| request).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,14 +108,34 @@ impl Drop for Upstream {
     }
 }
 
-async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<Response<Scripted>, Unanswered> {
+/// Speaks HTTP/1.1 or, with prior knowledge, HTTP/2. How the connection ends concerns nobody here.
+async fn converse(stream: TcpStream, state: Shared) {
+    let mut first = [0; 3];
+    loop {
+        match stream.peek(&mut first).await {
+            Ok(read) if read == first.len() => break,
+            // Less than that is nothing but a slow network, or the end.
+            Ok(read) if read > 0 => tokio::time::sleep(Duration::from_millis(1)).await,
+            _ => return,
+        }
+    }
+    let service = service_fn(move |request| serve(request, Arc::clone(&state)));
+    let stream = TokioIo::new(stream);
+    // `PRI * HTTP/2.0` is how HTTP/2 begins (RFC 9113, section 3.4).
+    if first == *b"PRI" {
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await;
+    } else {
+        let _ = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
+    }
+}
+
+async fn serve(request: Request<Incoming>, state: Shared) -> Result<Response<Answer>, Unanswered> {
     let (head, mut body) = request.into_parts();
     let mut observed = ObservedRequest {
         method: head.method.to_string(),
         path: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
-        authority: String::new(),
+        authority: head.uri.authority().map(ToString::to_string).unwrap_or_default(),
         fields: FieldLines::new(),
-        complete: true,
         ..ObservedRequest::default()
     };
     for (name, value) in &head.headers {
@@ -119,39 +145,26 @@ async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<R
             observed.fields.push(name.as_str(), value.as_bytes());
         }
     }
+    let content_type = head.headers.get("content-type").map(HeaderValue::as_bytes).unwrap_or_default();
+    let is_grpc = content_type.starts_with(b"application/grpc");
+    let path = observed.path.clone();
     // Noted before the body is read, so that a request which is broken off is seen too.
-    let index = {
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.requests.push(ObservedRequest { complete: false, ..observed.clone() });
-        state.requests.len() - 1
-    };
-    while let Some(frame) = body.frame().await {
-        match frame.map(Frame::into_data) {
-            Ok(Ok(data)) => observed.body.extend_from_slice(&data),
-            Ok(Err(frame)) => {
-                if let Ok(trailers) = frame.into_trailers() {
-                    for (name, value) in &trailers {
-                        observed.trailers.push(name.as_str(), value.as_bytes());
-                    }
-                }
-            }
-            Err(_) => {
-                observed.complete = false;
-                break;
-            }
-        }
+    let note = Note::begin(&state, observed);
+    // A gRPC stream is answered while it lasts, everything else when all of it is there.
+    let mut callout = if is_grpc { note.choose(&path) } else { None };
+    if let Some(Callout { delay, answer: CalloutAnswer::Grpc(plan), .. }) = callout {
+        tokio::time::sleep(delay).await;
+        return Ok(grpc::respond(plan, body, note).await);
     }
-    let callout = {
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = observed.path.clone();
-        if let Some(noted) = state.requests.get_mut(index) {
-            *noted = observed;
-        }
-        match &mut state.answers {
-            Some(answers) => Callout::choose(answers, &path),
-            None => Some(Callout::always(ResponsePlan::default())),
-        }
-    };
+    while let Some(frame) = body.frame().await {
+        // The client is gone, and nobody waits for an answer.
+        let Ok(frame) = frame else { return Err(Unanswered) };
+        note.add(frame);
+    }
+    note.complete();
+    if !is_grpc {
+        callout = note.choose(&path);
+    }
     let Some(callout) = callout else {
         return Ok(response(&ResponsePlan::new(404).body("the script has no answer to this call"), Ending::Whole));
     };
@@ -160,12 +173,70 @@ async fn serve(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<R
     }
     match callout.answer {
         CalloutAnswer::Response(plan) => Ok(response(&plan, Ending::Whole)),
+        CalloutAnswer::Grpc(_) => Ok(response(&ResponsePlan::new(415), Ending::Whole)),
         // The connection ends without an answer; the host makes a 503 of it, as of one that was refused.
         CalloutAnswer::Refused => Err(Unanswered),
         CalloutAnswer::Timeout => std::future::pending().await,
-        CalloutAnswer::Reset => Ok(response(&ResponsePlan::new(200).body("cut off"), Ending::Broken)),
+        CalloutAnswer::Reset => {
+            // Of a message of gRPC, less than its length.
+            let begun = if is_grpc { "\0\0\0" } else { "cut off" };
+            Ok(response(&ResponsePlan::new(200).body(begun), Ending::Broken))
+        }
     }
 }
+
+/// A request among those that the upstream was asked.
+pub(crate) struct Note {
+    state: Shared,
+    number: u64,
+}
+
+impl Note {
+    fn begin(state: &Shared, request: ObservedRequest) -> Note {
+        let number = {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.requests_total += 1;
+            let number = state.requests_total;
+            state.requests.push((number, request));
+            number
+        };
+        Note { state: Arc::clone(state), number }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut ObservedRequest)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, request)) = state.requests.iter_mut().find(|(number, _)| *number == self.number) {
+            change(request);
+        }
+    }
+
+    pub(crate) fn add(&self, frame: Frame<Bytes>) {
+        self.change(|request| match frame.into_data() {
+            Ok(data) => request.body.extend_from_slice(&data),
+            Err(frame) => {
+                for (name, value) in &frame.into_trailers().unwrap_or_default() {
+                    request.trailers.push(name.as_str(), value.as_bytes());
+                }
+            }
+        });
+    }
+
+    pub(crate) fn complete(&self) {
+        self.change(|request| request.complete = true);
+    }
+
+    /// The answer of the script, which counts as given.
+    fn choose(&self, path: &str) -> Option<Callout> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut state.answers {
+            Some(answers) => Callout::choose(answers, path),
+            None => Some(Callout::always(ResponsePlan::default())),
+        }
+    }
+}
+
+/// The body of an answer.
+pub(crate) type Answer = BoxBody<Bytes, Unanswered>;
 
 /// How a response ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -176,9 +247,9 @@ enum Ending {
     Broken,
 }
 
-/// Ends the connection without a response.
+/// Ends the connection, or the stream, without a response or in the middle of one.
 #[derive(Debug)]
-struct Unanswered;
+pub(crate) struct Unanswered;
 
 impl std::fmt::Display for Unanswered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -188,7 +259,7 @@ impl std::fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-fn response(plan: &ResponsePlan, ending: Ending) -> Response<Scripted> {
+fn response(plan: &ResponsePlan, ending: Ending) -> Response<Answer> {
     let length = match (plan.body.as_slice(), plan.trailers.is_empty()) {
         _ if ending == Ending::Broken => None,
         ([], true) => Some(0),
@@ -200,14 +271,15 @@ fn response(plan: &ResponsePlan, ending: Ending) -> Response<Scripted> {
         pieces: plan.body.iter().cloned().map(Bytes::from).collect(),
         trailers: (!plan.trailers.is_empty()).then(|| header_map(&plan.trailers)),
         ending,
+        written: None,
     };
-    let mut response = Response::new(body);
+    let mut response = Response::new(body.boxed());
     *response.status_mut() = StatusCode::from_u16(plan.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.headers_mut() = header_map(&plan.fields);
     response
 }
 
-fn header_map(lines: &FieldLines) -> HeaderMap {
+pub(crate) fn header_map(lines: &FieldLines) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in lines.iter() {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
@@ -223,16 +295,22 @@ struct Scripted {
     pieces: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     ending: Ending,
+    /// Set where it breaks off: HTTP/2 drops what is not yet written when a stream does.
+    written: Option<Pin<Box<Sleep>>>,
 }
 
 impl Body for Scripted {
     type Data = Bytes;
     type Error = Unanswered;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Unanswered>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Unanswered>>> {
         let frame = match self.pieces.pop_front() {
             Some(piece) => Some(Frame::data(piece)),
-            None if self.ending == Ending::Broken => return Poll::Ready(Some(Err(Unanswered))),
+            None if self.ending == Ending::Broken => {
+                let written = || Box::pin(tokio::time::sleep(Duration::from_millis(50)));
+                ready!(self.written.get_or_insert_with(written).as_mut().poll(cx));
+                return Poll::Ready(Some(Err(Unanswered)));
+            }
             None => self.trailers.take().map(Frame::trailers),
         };
         Poll::Ready(frame.map(Ok))

@@ -28,6 +28,7 @@ impl Folder {
             configuration: b"",
             origin: origin.address(),
             callouts: &[],
+            http2: &[],
             failure_policy: None,
         };
         let policy = parts.write(folder.path()).unwrap_or_else(|error| panic!("{error}"));

@@ -43,6 +43,7 @@ impl Probed {
             configuration: b"",
             origin: origin.address(),
             callouts: &[],
+            http2: &[],
             failure_policy: Some(failure_policy),
         };
         let policy = policy.write(folder.path()).unwrap_or_else(|error| panic!("{error}"));

@@ -332,7 +332,7 @@ impl Answer {
             self.trailers(fields);
         } else {
             self.is_cut = !end;
-            self.fail(status_of_http(status));
+            self.fail(status_of_http(status), VIA_UPSTREAM);
         }
     }
 
@@ -345,7 +345,7 @@ impl Answer {
 
     /// The body ended without trailers.
     pub(crate) fn end(&mut self) {
-        self.fail(status::UNKNOWN);
+        self.fail(status::UNKNOWN, VIA_UPSTREAM);
     }
 
     /// Its trailers.
@@ -368,8 +368,8 @@ impl Answer {
     }
 
     /// The exchange broke off.
-    pub(crate) fn reset(&mut self) {
-        self.fail(status::INTERNAL);
+    pub(crate) fn reset(&mut self, details: &str) {
+        self.fail(status::INTERNAL, details.as_bytes());
     }
 
     /// The host answers in the upstream's place.
@@ -390,15 +390,15 @@ impl Answer {
     }
 
     /// Ends with empty trailing metadata and a status.
-    fn fail(&mut self, status: u32) {
+    fn fail(&mut self, status: u32, details: &[u8]) {
         if !std::mem::replace(&mut self.ended, true) {
-            self.push_failure(status);
+            self.push_failure(status, details);
         }
     }
 
-    fn push_failure(&mut self, status: u32) {
+    fn push_failure(&mut self, status: u32, details: &[u8]) {
         self.steps.push_back(Step::Trailing(FieldMap::new()));
-        self.steps.push_back(Step::Close(status, VIA_UPSTREAM.to_vec()));
+        self.steps.push_back(Step::Close(status, details.to_vec()));
     }
 
     /// Ends it here, whatever has arrived.
@@ -453,10 +453,11 @@ impl Answer {
             Ok(None) => {}
             Err(error) => {
                 self.end_early();
-                self.push_failure(match error {
+                let status = match error {
                     GrpcFrameError::Flags => status::INTERNAL,
                     GrpcFrameError::TooLong(_) => status::RESOURCE_EXHAUSTED,
-                });
+                };
+                self.push_failure(status, VIA_UPSTREAM);
             }
         }
         self.steps.pop_front()
@@ -714,9 +715,9 @@ mod tests {
             answer.data(b"\0\0\0\0\x05half");
             answer.trailers(trailers("0"));
         });
-        check(&["initial :status=200", "trailing", "close 13 via_upstream"], &|answer| {
+        check(&["initial :status=200", "trailing", "close 13 broken"], &|answer| {
             began(answer);
-            answer.reset();
+            answer.reset("broken");
             answer.trailers(trailers("0"));
         });
         check(

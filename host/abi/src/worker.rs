@@ -163,8 +163,8 @@ pub enum GrpcEvent {
     Trailers(FieldMap),
     /// It ended without trailers.
     End,
-    /// It broke off.
-    Reset,
+    /// It broke off behind its head, with these details of the response code.
+    Reset(String),
     /// The host answers in the upstream's place; see [`GrpcEvent::unavailable`].
     Local {
         /// gRPC's status.
@@ -185,6 +185,11 @@ impl GrpcEvent {
     pub fn unavailable(cause: &str, details: &str) -> GrpcEvent {
         let message = format!("upstream connect error or disconnect/reset before headers. {cause}");
         GrpcEvent::Local { status: status::UNAVAILABLE, message, details: details.to_owned() }
+    }
+
+    /// What Envoy makes of an upstream that resets its answer.
+    pub fn reset() -> GrpcEvent {
+        GrpcEvent::Reset("upstream_reset_after_response_started{remote_reset}".to_owned())
     }
 
     /// What Envoy makes of an upstream that is too slow.

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use portcullis_abi::{
-    Action, Call, CallAnswer, CallId, Embedder, FieldMap, Lint, LogLevel, LogRecord, MetricValue, Shared, StreamId,
-    TraceEvent, Worker,
+    Action, Call, CallAnswer, CallId, Embedder, FieldMap, GrpcEvent, GrpcOpen, Lint, LogLevel, LogRecord, MetricValue,
+    Shared, StreamId, TraceEvent, Worker,
 };
 
 use crate::filter::{FilterBuilder, Source};
+use crate::grpc::Exchange;
 use crate::message::{FieldLines, LogLine, ObservedRequest};
 use crate::plan::{Callout, CalloutAnswer, ResponsePlan};
 use crate::ring::Ring;
@@ -420,16 +421,45 @@ struct CallUnderWay {
     shown: PendingCall,
     /// When it is given up, by the filter's own wish.
     deadline: Option<Duration>,
+    answer: Answer,
+}
+
+/// What a call is waiting for.
+enum Answer {
     /// The scripted answer, and when it comes.
-    answer: Option<(Duration, CallAnswer)>,
+    Http(Option<(Duration, CallAnswer)>),
+    Grpc(Box<Exchange>),
 }
 
 impl CallUnderWay {
     /// When something happens to it by itself.
     fn due(&self) -> Option<Duration> {
-        let answered = self.answer.as_ref().map(|(at, _)| *at);
+        let answered = match &self.answer {
+            Answer::Http(answer) => answer.as_ref().map(|(at, _)| *at),
+            Answer::Grpc(exchange) => exchange.due(),
+        };
         [answered, self.deadline].into_iter().flatten().min()
     }
+
+    /// What happens to it when its time has come, and whether that is all.
+    fn happen(&mut self) -> (Happening, bool) {
+        let in_time = |at: Duration| self.deadline.is_none_or(|deadline| at <= deadline);
+        match &mut self.answer {
+            Answer::Http(answer) => {
+                let answer = answer.take().filter(|(at, _)| in_time(*at)).map(|(_, answer)| answer);
+                (Happening::Answered(answer.unwrap_or_else(CallAnswer::timed_out)), true)
+            }
+            Answer::Grpc(exchange) => match exchange.due().filter(|at| in_time(*at)).and_then(|_| exchange.next()) {
+                Some(event) => (Happening::Event(event), exchange.has_ended()),
+                None => (Happening::Event(GrpcEvent::timed_out()), true),
+            },
+        }
+    }
+}
+
+enum Happening {
+    Answered(CallAnswer),
+    Event(GrpcEvent),
 }
 
 pub(crate) struct Inner {
@@ -541,6 +571,8 @@ impl Inner {
         let key = |id| StreamKey { instance, worker, id };
         match action {
             Action::Call(id, call) => self.call(instance, worker, id, &call),
+            Action::GrpcOpen(id, open) => self.open(instance, worker, id, &open),
+            Action::GrpcSend(id, bytes, end) => self.send(instance, worker, id, &bytes, end),
             Action::CancelCall(id) => {
                 self.calls.retain(|call| (call.instance, call.worker, call.id) != (instance, worker, id));
             }
@@ -577,43 +609,82 @@ impl Inner {
             ..request
         };
         let now = self.monotonic();
-        let scripted = match self.world.borrow_mut().upstreams.get_mut(&call.upstream) {
-            None | Some(None) => None,
-            Some(Some(script)) => Some(Callout::choose(script, &request.path).unwrap_or_else(|| {
-                Callout::always(ResponsePlan::new(404).body("the script has no answer to this call"))
-            })),
-        };
+        let scripted = self.scripted(&call.upstream, &request.path);
         let answer = scripted.and_then(|callout| Some((now + callout.delay, answer_of(&callout.answer)?)));
         self.made.push((call.upstream.clone(), request.clone()));
-        self.calls.push(CallUnderWay {
-            instance,
-            worker,
-            id,
-            shown: PendingCall {
-                filter: call.plugin.clone(),
-                upstream: call.upstream.clone(),
-                request,
-                timeout: call.timeout,
-            },
-            deadline: call.timeout.map(|timeout| now + timeout),
-            answer,
-        });
+        let shown = PendingCall {
+            filter: call.plugin.clone(),
+            upstream: call.upstream.clone(),
+            request,
+            timeout: call.timeout,
+        };
+        let deadline = call.timeout.map(|timeout| now + timeout);
+        self.calls.push(CallUnderWay { instance, worker, id, shown, deadline, answer: Answer::Http(answer) });
+    }
+
+    /// What the script of an upstream says to a call; `None` where it is answered by hand.
+    fn scripted(&self, upstream: &str, path: &str) -> Option<Callout> {
+        let world = &mut *self.world.borrow_mut();
+        let script = world.upstreams.get_mut(upstream)?.as_mut()?;
+        Some(
+            Callout::choose(script, path).unwrap_or_else(|| {
+                Callout::always(ResponsePlan::new(404).body("the script has no answer to this call"))
+            }),
+        )
+    }
+
+    fn open(&mut self, instance: usize, worker: usize, id: CallId, open: &GrpcOpen) {
+        let request = observed_request(&open.fields);
+        let now = self.monotonic();
+        let mut exchange = Exchange::new(self.made.mark());
+        if let Some(callout) = self.scripted(&open.upstream, &request.path) {
+            exchange.answer(now + callout.delay, &callout.answer);
+        }
+        self.made.push((open.upstream.clone(), request.clone()));
+        let shown = PendingCall {
+            filter: open.plugin.clone(),
+            upstream: open.upstream.clone(),
+            request,
+            timeout: open.timeout,
+        };
+        let deadline = open.timeout.map(|timeout| now + timeout);
+        let answer = Answer::Grpc(Box::new(exchange));
+        self.calls.push(CallUnderWay { instance, worker, id, shown, deadline, answer });
+    }
+
+    fn send(&mut self, instance: usize, worker: usize, id: CallId, bytes: &Bytes, end: bool) {
+        let is_meant = |call: &&mut CallUnderWay| (call.instance, call.worker, call.id) == (instance, worker, id);
+        let Some(call) = self.calls.iter_mut().find(is_meant) else { return };
+        let Answer::Grpc(exchange) = &mut call.answer else { return };
+        exchange.receive(bytes, end);
+        let made = self.made.get_mut(exchange.made).map(|(_, request)| request);
+        for request in made.into_iter().chain([&mut call.shown.request]) {
+            request.body.extend_from_slice(bytes);
+            request.complete |= end;
+        }
+        // There is room at once.
+        let slot = &mut self.instances[instance].workers[worker];
+        let _ = slot.worker.grpc_event(id, GrpcEvent::Sent(bytes.len()));
     }
 
     fn answer_oldest(&mut self, upstream: Option<&str>, answer: &CalloutAnswer) -> Option<PendingCall> {
-        let fits = |call: &CallUnderWay| upstream.is_none_or(|upstream| call.shown.upstream == upstream);
-        let at = self.calls.iter().position(fits)?;
+        let fits = |call: &&mut CallUnderWay| {
+            let is_answered = matches!(&call.answer, Answer::Grpc(exchange) if exchange.is_answered());
+            !is_answered && upstream.is_none_or(|upstream| call.shown.upstream == upstream)
+        };
+        let now = self.monotonic();
+        let call = self.calls.iter_mut().find(fits)?;
         // Nobody waits for what never comes: the deadline is here at once.
-        let answer = answer_of(answer).unwrap_or_else(CallAnswer::timed_out);
-        let call = self.calls.remove(at);
-        self.give(call.instance, call.worker, call.id, answer);
+        match &mut call.answer {
+            Answer::Http(scripted) => {
+                *scripted = Some((now, answer_of(answer).unwrap_or_else(CallAnswer::timed_out)));
+            }
+            Answer::Grpc(_) if *answer == CalloutAnswer::Timeout => call.deadline = Some(now),
+            Answer::Grpc(exchange) => exchange.answer(now, answer),
+        }
+        let shown = call.shown.clone();
         self.settle();
-        Some(call.shown)
-    }
-
-    fn give(&mut self, instance: usize, worker: usize, id: CallId, answer: CallAnswer) {
-        self.instances[instance].workers[worker].worker.call_answered(id, answer);
-        self.drain();
+        Some(shown)
     }
 
     /// Gives the oldest answer whose time has come, or the host's own in its place; says whether there was one.
@@ -622,12 +693,24 @@ impl Inner {
         let Some(at) = self.calls.iter().position(|call| call.due().is_some_and(|due| due <= now)) else {
             return false;
         };
-        let call = self.calls.remove(at);
-        let answer = match (call.answer, call.deadline) {
-            (Some((at, answer)), deadline) if deadline.is_none_or(|deadline| at <= deadline) => answer,
-            _ => CallAnswer::timed_out(),
-        };
-        self.give(call.instance, call.worker, call.id, answer);
+        let call = &mut self.calls[at];
+        let (instance, worker, id) = (call.instance, call.worker, call.id);
+        let (happening, is_all) = call.happen();
+        if is_all {
+            self.calls.remove(at);
+        }
+        let worker = &mut self.instances[instance].workers[worker].worker;
+        match happening {
+            Happening::Answered(answer) => worker.call_answered(id, answer),
+            Happening::Event(event) => {
+                // Time stands still, so that each turn is as long as it takes.
+                let mut is_left = worker.grpc_event(id, event);
+                while is_left {
+                    is_left = worker.grpc_event(id, GrpcEvent::Turn);
+                }
+            }
+        }
+        self.drain();
         true
     }
 
@@ -713,6 +796,8 @@ fn answer_of(answer: &CalloutAnswer) -> Option<CallAnswer> {
             let body = Bytes::from(response.body.concat());
             Some(CallAnswer::Response { fields: response_fields(response), body, trailers })
         }
+        // No HTTP client asks for this.
+        CalloutAnswer::Grpc(_) => answer_of(&CalloutAnswer::from(415)),
         CalloutAnswer::Refused => Some(CallAnswer::unavailable("reset reason: connection refused")),
         CalloutAnswer::Timeout => None,
         CalloutAnswer::Reset => Some(CallAnswer::Reset),

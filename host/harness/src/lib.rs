@@ -24,6 +24,7 @@ mod assertions;
 mod content;
 mod expectation;
 mod filter;
+mod grpc;
 mod host;
 mod keys;
 mod message;
@@ -44,6 +45,7 @@ pub use expectation::{
     UpstreamExpectation, describe,
 };
 pub use filter::{Filter, FilterBuilder, Guest, HarnessError, IntoConfiguration, Source};
+pub use grpc::{GrpcAnswer, GrpcPiece, GrpcPlan, Replies};
 pub use host::{Host, NOW_DEFAULT, PendingCall, Upstream};
 pub use keys::{KeyError, SigningKey};
 pub use message::{FieldLines, LogLine, Observed, ObservedRequest, ObservedResponse};

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use portcullis_abi::GrpcMessages;
+
 use crate::trace::Trace;
 
 /// Field lines in order; names are lower-case, values are bytes, repeated names are kept apart.
@@ -87,6 +89,15 @@ pub struct ObservedRequest {
     pub trailers: FieldLines,
     /// Whether the request ended as it should, rather than being cut off.
     pub complete: bool,
+}
+
+impl ObservedRequest {
+    /// The messages of a gRPC call, out of their frames; what follows one that is compressed is left out.
+    pub fn grpc_messages(&self) -> Vec<Vec<u8>> {
+        let mut messages = GrpcMessages::new(self.body.len());
+        messages.push(&self.body);
+        std::iter::from_fn(|| messages.next_message().ok().flatten()).map(|message| message.to_vec()).collect()
+    }
 }
 
 /// A line that a guest or a host logged.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::grpc::GrpcPlan;
 use crate::message::FieldLines;
 
 /// The authority of requests that name none.
@@ -149,6 +150,8 @@ impl Callout {
 pub enum CalloutAnswer {
     /// It is answered.
     Response(ResponsePlan),
+    /// It is answered as a gRPC server does.
+    Grpc(GrpcPlan),
     /// The upstream is not there: the filter sees the 503 that the host makes.
     Refused,
     /// No answer ever comes: the filter sees the 504 that the host makes once its own deadline has passed.
@@ -160,6 +163,12 @@ pub enum CalloutAnswer {
 impl From<ResponsePlan> for CalloutAnswer {
     fn from(response: ResponsePlan) -> CalloutAnswer {
         CalloutAnswer::Response(response)
+    }
+}
+
+impl From<GrpcPlan> for CalloutAnswer {
+    fn from(answer: GrpcPlan) -> CalloutAnswer {
+        CalloutAnswer::Grpc(answer)
     }
 }
 

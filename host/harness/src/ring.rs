@@ -27,6 +27,11 @@ impl<T> Ring<T> {
         self.forgotten + self.entries.len()
     }
 
+    /// The entry at a position, unless it is forgotten.
+    pub(crate) fn get_mut(&mut self, position: usize) -> Option<&mut T> {
+        self.entries.get_mut(position.checked_sub(self.forgotten)?)
+    }
+
     /// What was added since `mark`, and how much of it is forgotten.
     pub(crate) fn since(&self, mark: usize) -> (usize, impl Iterator<Item = &T>) {
         let forgotten = self.forgotten.saturating_sub(mark);
@@ -46,6 +51,8 @@ mod tests {
         (2..7).for_each(|entry| ring.push(entry));
         let (forgotten, entries) = ring.since(mark);
         assert_eq!((forgotten, entries.copied().collect::<Vec<_>>()), (2, vec![4, 5, 6]));
+        let found = [3, 4, 6, 7].map(|position| ring.get_mut(position).copied());
+        assert_eq!(found, [None, Some(4), Some(6), None]);
         let (forgotten, entries) = ring.since(ring.mark());
         assert_eq!((forgotten, entries.count()), (0, 0));
     }

@@ -18,6 +18,7 @@ use crate::expectation::{
     CalloutsExpectation, Expectation, FieldExpectation, Origin, RequestExpectation, ResponseExpectation,
     UpstreamExpectation,
 };
+use crate::grpc::{GrpcPlan, Replies};
 use crate::message::FieldLines;
 use crate::plan::{AUTHORITY_DEFAULT, Callout, CalloutAnswer, RequestPlan, ResponsePlan};
 use crate::template::{Values, expand};
@@ -74,6 +75,8 @@ pub struct Scenario {
     pub fresh: bool,
     /// Names of the upstreams that the filter may call.
     pub callout_upstreams: Vec<String>,
+    /// Those of them that speak HTTP/2: they give a gRPC answer in some step.
+    pub http2_upstreams: Vec<String>,
     document: Document,
 }
 
@@ -192,9 +195,39 @@ struct CalloutDocument {
     #[serde(default)]
     times: Option<u32>,
     #[serde(default)]
+    delay: Option<String>,
+    #[serde(default)]
     response: Option<ResponseDocument>,
     #[serde(default)]
+    grpc: Option<GrpcDocument>,
+    #[serde(default)]
     failure: Option<FailureDocument>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrpcDocument {
+    #[serde(default)]
+    fields: Vec<Line>,
+    #[serde(default)]
+    messages: Vec<Content>,
+    #[serde(default)]
+    replies: RepliesDocument,
+    #[serde(default)]
+    status: u32,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    trailers: Vec<Line>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RepliesDocument {
+    #[default]
+    AtOnce,
+    PerMessage,
+    AtEnd,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -202,6 +235,7 @@ struct CalloutDocument {
 enum FailureDocument {
     Refused,
     Timeout,
+    Reset,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -394,12 +428,19 @@ impl Scenario {
                 .hint("add `hosts: [harness]`, or leave out `now` and `advance`"));
         }
         let refused = refusal(&document, file)?;
-        let mut callout_upstreams: Vec<String> = document.callouts.keys().cloned().collect();
-        for step in document.steps.iter().flatten() {
-            callout_upstreams.extend(step.callouts.keys().cloned());
+        let callouts = document.steps.iter().flatten().map(|step| &step.callouts).chain([&document.callouts]);
+        let mut callout_upstreams: Vec<String> = Vec::new();
+        let mut http2_upstreams: Vec<String> = Vec::new();
+        for (name, answers) in callouts.flatten() {
+            callout_upstreams.push(name.clone());
+            if answers.iter().any(|answer| answer.grpc.is_some()) {
+                http2_upstreams.push(name.clone());
+            }
         }
-        callout_upstreams.sort();
-        callout_upstreams.dedup();
+        for names in [&mut callout_upstreams, &mut http2_upstreams] {
+            names.sort();
+            names.dedup();
+        }
         let scenario = Scenario {
             name: document.name.trim().to_owned(),
             file: file.to_owned(),
@@ -411,6 +452,7 @@ impl Scenario {
             refused,
             fresh: document.fresh || !callout_upstreams.is_empty(),
             callout_upstreams,
+            http2_upstreams,
             document,
         };
         // Whatever planning can find wrong does not depend on the time of day.
@@ -627,6 +669,24 @@ impl Planner<'_> {
         })
     }
 
+    fn grpc(&self, path: &str, grpc: &GrpcDocument) -> Result<GrpcPlan, FileError> {
+        let messages = grpc.messages.iter().enumerate();
+        let messages = messages
+            .map(|(index, message)| message.resolve(&self.values, self.file, &format!("{path}.messages[{index}]")));
+        Ok(GrpcPlan {
+            fields: self.lines(&format!("{path}.fields"), &grpc.fields)?,
+            messages: messages.collect::<Result<_, _>>()?,
+            replies: match grpc.replies {
+                RepliesDocument::AtOnce => Replies::AtOnce,
+                RepliesDocument::PerMessage => Replies::PerMessage,
+                RepliesDocument::AtEnd => Replies::AtEnd,
+            },
+            status: grpc.status,
+            message: self.text(&format!("{path}.message"), &grpc.message)?,
+            trailers: self.lines(&format!("{path}.trailers"), &grpc.trailers)?,
+        })
+    }
+
     fn callouts(
         &self,
         path: &str,
@@ -640,17 +700,19 @@ impl Planner<'_> {
                 list.push(Callout {
                     path: answer.path.clone(),
                     times: answer.times,
-                    delay: Duration::ZERO,
-                    answer: match (&answer.response, answer.failure) {
-                        (Some(response), None) => {
+                    delay: self.duration(&format!("{path}.delay"), answer.delay.as_deref())?,
+                    answer: match (&answer.response, &answer.grpc, answer.failure) {
+                        (Some(response), None, None) => {
                             CalloutAnswer::Response(self.response(&format!("{path}.response"), Some(response))?)
                         }
-                        (None, Some(FailureDocument::Refused)) => CalloutAnswer::Refused,
-                        (None, Some(FailureDocument::Timeout)) => CalloutAnswer::Timeout,
+                        (None, Some(grpc), None) => CalloutAnswer::Grpc(self.grpc(&format!("{path}.grpc"), grpc)?),
+                        (None, None, Some(FailureDocument::Refused)) => CalloutAnswer::Refused,
+                        (None, None, Some(FailureDocument::Timeout)) => CalloutAnswer::Timeout,
+                        (None, None, Some(FailureDocument::Reset)) => CalloutAnswer::Reset,
                         _ => {
                             return Err(self
-                                .fail(&path, "an answer is either a `response` or a `failure`")
-                                .hint("failures are `refused` and `timeout`"));
+                                .fail(&path, "an answer is one of `response`, `grpc` and `failure`")
+                                .hint("failures are `refused`, `timeout` and `reset`"));
                         }
                     },
                 });
@@ -854,6 +916,39 @@ expect:
         assert_eq!(step.callouts["keys"][1].answer, CalloutAnswer::Refused);
         assert_eq!(step.expect.origin, Origin::Upstream);
         assert_eq!(step.expect.counters["demo_allowed_total"], 1);
+    }
+
+    #[test]
+    fn an_upstream_that_answers_in_grpc_speaks_http2() {
+        let scenario = parse(
+            r#"
+name: a call and a stream
+callouts:
+  auth:
+    - { path: /a, delay: 2s, response: { status: 404 } }
+    - { grpc: { replies: per_message, messages: [a, { base64: "/w==" }], status: 7, message: no, fields: [[x, "1"]] } }
+  keys: [{ failure: reset }]
+request: { path: / }
+expect: { closed: true }
+"#,
+        )
+        .unwrap();
+        assert_eq!(scenario.callout_upstreams, ["auth", "keys"]);
+        assert_eq!(scenario.http2_upstreams, ["auth"]);
+        let [step] = scenario.plan(0).unwrap().try_into().unwrap();
+        let plan = GrpcPlan {
+            messages: vec![b"a".to_vec(), vec![0xff]],
+            replies: Replies::PerMessage,
+            ..GrpcPlan::failed(7, "no").field("x", "1")
+        };
+        assert_eq!(step.callouts["auth"][0].delay, Duration::from_secs(2));
+        assert_eq!(step.callouts["auth"][1].answer, CalloutAnswer::Grpc(plan));
+        assert_eq!(step.callouts["keys"][0].answer, CalloutAnswer::Reset);
+        check_error(
+            "name: a\ncallouts: { auth: [{ grpc: {}, failure: reset }] }\nrequest: { path: / }\nexpect: { closed: true }\n",
+            ": callouts.auth[0]: an answer is one of `response`, `grpc` and `failure`\n  \
+             hint: failures are `refused`, `timeout` and `reset`",
+        );
     }
 
     #[test]

@@ -116,12 +116,13 @@ pub(crate) async fn carry(core: &Rc<Core>, id: CallId, open: GrpcOpen, outgoing:
     };
     let Err(failure) = result else { return };
     upstream.count(failure);
+    let details = failure.response().details;
     let event = if has_head.get() {
-        GrpcEvent::Reset
+        GrpcEvent::Reset(details.replace("_before_", "_after_"))
     } else if failure == UpstreamFailure::ResponseTimeout {
         GrpcEvent::timed_out()
     } else {
-        GrpcEvent::unavailable(failure.reset_reason(), &failure.response().details)
+        GrpcEvent::unavailable(failure.reset_reason(), &details)
     };
     tell(core, id, event).await;
 }

@@ -39,7 +39,7 @@ impl Worker {
             GrpcEvent::Data(bytes) => answer.data(&bytes),
             GrpcEvent::Trailers(fields) => answer.trailers(fields),
             GrpcEvent::End => answer.end(),
-            GrpcEvent::Reset => answer.reset(),
+            GrpcEvent::Reset(details) => answer.reset(&details),
             GrpcEvent::Local { status, message, details } => answer.local(status, &message, &details),
             GrpcEvent::Sent(bytes) => {
                 let vm = self.vms[slot].vm.as_mut();

@@ -8,15 +8,18 @@
 //! * `deny`: an ordinary local response, 418, which is counted
 //! * `reset`: closes the stream without an answer
 //! * `ask`: asks the upstream `keys` and holds the request; 200 lets it pass, anything else is answered with 503
+//! * `grpc`: runs the script in `x-grpc` (see [`grpc`]) and answers with what came of it
 //! * `read-body`: holds the request until its body is there; one that says `evil` is answered with 403
 
 #![cfg(target_arch = "wasm32")]
 #![allow(unsafe_code, missing_docs, reason = "the SDK's `main!` exports the entry point by its name")]
 
+mod grpc;
+
 use std::time::Duration;
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, ContextType, LogLevel, MetricType};
+use proxy_wasm::types::{Action, ContextType, LogLevel, MapType, MetricType};
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
@@ -63,10 +66,49 @@ fn log(message: &str) {
 struct Probe {
     wish: Vec<u8>,
     denied: u32,
+    grpc: Option<grpc::Script>,
+}
+
+impl Probe {
+    /// Lets the script note something, and go on.
+    fn script(&mut self, note: impl FnOnce(&mut grpc::Script)) {
+        let Some(script) = &mut self.grpc else { return };
+        note(script);
+        if script.go_on() {
+            let transcript = std::mem::take(&mut script.transcript).join("\n");
+            self.grpc = None;
+            self.send_http_response(200, Vec::new(), Some(transcript.as_bytes()));
+        }
+    }
 }
 
 impl Context for Probe {
-    fn on_http_call_response(&mut self, _: u32, _: usize, _: usize, _: usize) {
+    fn on_grpc_call_response(&mut self, _: u32, status: u32, size: usize) {
+        self.script(|script| script.answered(status, size));
+    }
+
+    fn on_grpc_stream_initial_metadata(&mut self, _: u32, _: u32) {
+        self.script(|script| script.metadata("initial", MapType::GrpcReceiveInitialMetadata));
+    }
+
+    fn on_grpc_stream_message(&mut self, _: u32, size: usize) {
+        self.script(|script| script.message(size));
+    }
+
+    fn on_grpc_stream_trailing_metadata(&mut self, _: u32, _: u32) {
+        self.script(|script| script.metadata("trailing", MapType::GrpcReceiveTrailingMetadata));
+    }
+
+    fn on_grpc_stream_close(&mut self, _: u32, status: u32) {
+        self.script(|script| script.closed(status));
+    }
+
+    fn on_http_call_response(&mut self, _: u32, fields: usize, _: usize, _: usize) {
+        if self.grpc.is_some() {
+            return self.script(|script| {
+                script.transcript.push(format!("answer {}", if fields == 0 { "none" } else { "some" }))
+            });
+        }
         let status = self.get_http_call_response_header_bytes(":status").unwrap_or_default();
         if status == b"200" {
             self.resume_http_request();
@@ -98,6 +140,12 @@ impl HttpContext for Probe {
                     Ok(_) => Action::Pause,
                     Err(_) => Action::Continue,
                 }
+            }
+            b"grpc" => {
+                let script = self.get_http_request_header_bytes("x-grpc").unwrap_or_default();
+                self.grpc = Some(grpc::Script::new(&script));
+                self.script(|_| {});
+                Action::Pause
             }
             b"reset" => {
                 self.reset_http_request();

@@ -1,0 +1,43 @@
+;; Calls `auth`, or opens a stream to it where the request has the field `x-stream`, sends `hello`, logs what it is told, and
+;; answers the client when that has ended: with 200, or with 500 and the status more.
+(module
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_buffer_bytes" (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_effective_context" (func $context (param i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_call" (func $call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_stream" (func $stream (param i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_grpc_send" (func $send (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 16) "authsvcTalkhellox-stream")
+  (global $id (mut i32) (i32.const 0))
+  (func (export "proxy_abi_version_0_2_1"))
+  ;; Nothing is kept beyond a callback, so everything the host hands over may go to one place.
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 65536))
+  (func (export "proxy_on_request_headers") (param $id i32) (param i32 i32) (result i32)
+    (global.set $id (local.get $id))
+    (if (call $get (i32.const 0) (i32.const 32) (i32.const 8) (i32.const 100) (i32.const 104))
+      (then
+        (if (call $call (i32.const 16) (i32.const 4) (i32.const 20) (i32.const 3) (i32.const 23) (i32.const 4)
+              (i32.const 0) (i32.const 0) (i32.const 27) (i32.const 5) (i32.const 1000) (i32.const 96))
+          (then (unreachable))))
+      (else
+        (if (call $stream (i32.const 16) (i32.const 4) (i32.const 20) (i32.const 3) (i32.const 23) (i32.const 4)
+              (i32.const 0) (i32.const 0) (i32.const 96))
+          (then (unreachable)))
+        (drop (call $send (i32.load (i32.const 96)) (i32.const 27) (i32.const 5) (i32.const 0)))))
+    (i32.const 1))
+  (func (export "proxy_on_grpc_receive") (param $root i32) (param $token i32) (param $len i32)
+    (drop (call $get_buffer (i32.const 5) (i32.const 0) (local.get $len) (i32.const 100) (i32.const 104)))
+    (drop (call $log (i32.const 2) (i32.load (i32.const 100)) (i32.load (i32.const 104))))
+    ;; The low bits of a call's token are 1. A stream answers `last` by ending its side.
+    (if (i32.eq (i32.and (local.get $token) (i32.const 3)) (i32.const 1)) (then (call $answer (i32.const 200))))
+    (if (i32.eq (local.get $len) (i32.const 4))
+      (then (drop (call $send (local.get $token) (i32.const 0) (i32.const 0) (i32.const 1))))))
+  (func (export "proxy_on_grpc_close") (param $root i32) (param $token i32) (param $status i32)
+    (call $answer (select (i32.add (i32.const 500) (local.get $status)) (i32.const 200) (local.get $status))))
+  (func $answer (param $status i32)
+    (drop (call $context (global.get $id)))
+    (drop (call $respond (local.get $status) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+      (i32.const 0) (i32.const 0) (i32.const -1)))))
