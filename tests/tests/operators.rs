@@ -316,11 +316,24 @@ fn whatever_ends_the_host_ends_its_operators() {
         if signal == "TERM" {
             let left: Vec<_> = walk(&site.folder.path().join("run"));
             assert!(left.iter().all(|path| path.ends_with(".lock")), "{left:?}");
+            let group = format!("portcullis-{}-", serving.0.id());
+            assert!(!folders_of_groups().iter().any(|name| name.starts_with(&group)), "a control group is left");
         } else {
             let again = site.serve();
             assert_eq!(again.get("/hello").0, 200);
         }
     }
+}
+
+/// In this process's own control group, where there are such groups.
+fn folders_of_groups() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let folder = format!("{}{own}", mount.unwrap_or("/absent"));
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn walk(folder: &Path) -> Vec<String> {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::Settings;
 use crate::engine::{Class, Engine};
-use crate::jail::{Isolation, LayerReport, LayerState, Report, Rlimits, Spec};
+use crate::jail::{Bounds, Groups, Isolation, LayerReport, LayerState, Report, Rlimits, Spec};
 use crate::manager::{Instance, StartError};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -54,6 +54,11 @@ impl Doctor {
             required: false,
         };
         let start = engine.start(&class);
+        let bounds = Bounds { memory_bytes: 1 << 30, threads: start.threads, cpus: 2 };
+        let group = Groups::prepare().and_then(|groups| {
+            let group = groups.create("doctor", bounds).map_err(|error| error.to_string())?;
+            Ok((groups, group))
+        });
         let spec = Spec {
             // Asked for everything: the report says what is missing, the caller's level what that means.
             isolation: Isolation::BestEffort,
@@ -72,6 +77,10 @@ impl Doctor {
             },
             argv: start.argv,
             env: start.env,
+            group: group
+                .as_ref()
+                .map(|(groups, group)| (group.path().to_owned(), groups.state()))
+                .map_err(Clone::clone),
             without: Vec::new(),
         };
         let launched = runtime.block_on(settings.launcher.launch(&spec, DEADLINE));
@@ -160,10 +169,5 @@ fn machine_notes(engine: &dyn Engine) -> Vec<String> {
                 .to_owned(),
         );
     }
-    notes.push(
-        "control groups are not used: memory is bounded by `RLIMIT_DATA` and by looking at what is resident, CPU by \
-         looking at the clock of each process"
-            .to_owned(),
-    );
     notes
 }

@@ -32,7 +32,7 @@ use crate::config::{Operator, Settings, check_placement};
 use crate::control::{HostStatus, OperatorStatus, RunningProcess};
 use crate::egress::{Egress, Resolve, SystemResolver};
 use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
-use crate::jail::{Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
+use crate::jail::{Bounds, Groups, Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
 use crate::kv::Store;
 use crate::logs::{Lines, LogBook, LogLine, Rate, Readers};
 use crate::placement;
@@ -49,6 +49,8 @@ const PING: Duration = Duration::from_millis(500);
 const LAUNCH: Duration = Duration::from_secs(10);
 /// What an engine without an operator may take beyond an operator's budget, resident.
 const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
+/// CPUs that one process may keep busy, where control groups bound it: its event loop's, and one for what helps it.
+const CPUS_AT_ONCE: u64 = 2;
 /// Most that is read of a process's output in a second; a process that prints more waits.
 const OUTPUT_BYTES_PER_SECOND: usize = 1 << 20;
 /// User ids set aside for one host, and the number of hosts that one machine may run.
@@ -285,6 +287,7 @@ impl Operators {
             settings,
             engine,
             egress,
+            groups: Groups::prepare(),
             instance,
             shared: Arc::clone(&shared),
             warm: Mutex::default(),
@@ -301,7 +304,7 @@ impl Operators {
                 runtime.block_on(Arc::clone(&manager).run(received));
                 // What is left of processes and their sockets goes with the tasks that hold them.
                 drop(runtime);
-                manager.instance.clean();
+                drop(manager);
             })
             .map_err(|source| StartError::Setup { what: "the operators' thread", source })?;
         Ok(Self { shared, commands })
@@ -555,6 +558,8 @@ pub(crate) struct Manager {
     engine: Arc<dyn Engine>,
     egress: Egress,
     instance: Instance,
+    /// Control groups, or why there are none.
+    groups: Result<Groups, String>,
     shared: Arc<Shared>,
     warm: Mutex<BTreeMap<Class, VecDeque<Arc<Process>>>>,
     refill: Notify,
@@ -583,6 +588,7 @@ impl Manager {
             Ok(listener) => background.push(tokio::spawn(crate::control::serve(Arc::clone(&self), listener))),
             Err(error) => tracing::error!("nobody can ask about logs and processes: {error}"),
         }
+        let mut stopped = None;
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Prepare(operators, answer) => {
@@ -596,7 +602,7 @@ impl Manager {
                 Command::Status(answer) => drop(answer.send(self.status())),
                 Command::Stop(answer) => {
                     self.stop().await;
-                    let _ = answer.send(());
+                    stopped = Some(answer);
                     break;
                 }
             }
@@ -605,6 +611,14 @@ impl Manager {
             task.abort();
         }
         self.kill_all().await;
+        // Whoever waits for the end may end this process right after.
+        self.instance.clean();
+        if let Ok(groups) = &self.groups {
+            groups.clean();
+        }
+        if let Some(stopped) = stopped {
+            let _ = stopped.send(());
+        }
     }
 
     async fn stop(&self) {
@@ -1032,6 +1046,15 @@ impl Manager {
         let start = self.engine.start(class);
         let uid = lock(&self.uids).take().ok_or_else(|| LaunchError::Protocol("all user ids are in use".to_owned()))?;
         let private = self.instance.folder.join(format!("p{number}"));
+        let bounds = Bounds {
+            memory_bytes: class.memory_bytes.saturating_add(ENGINE_RESIDENT_BYTES).saturating_add(class.private_bytes),
+            threads: start.threads,
+            cpus: CPUS_AT_ONCE,
+        };
+        let group = match &self.groups {
+            Ok(groups) => groups.create(&format!("p{number}"), bounds).map_err(|error| error.to_string()),
+            Err(reason) => Err(reason.clone()),
+        };
         let spec = Spec {
             isolation: if class.required { Isolation::Required } else { Isolation::BestEffort },
             host_pid: i32::try_from(std::process::id()).unwrap_or(0),
@@ -1049,6 +1072,10 @@ impl Manager {
             },
             argv: start.argv,
             env: start.env,
+            group: match (&group, &self.groups) {
+                (Ok(group), Ok(groups)) => Ok((group.path().to_owned(), groups.state())),
+                (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+            },
             without: Vec::new(),
         };
         let launched = self.settings.launcher.launch(&spec, LAUNCH).await;
@@ -1062,7 +1089,7 @@ impl Manager {
         self.say_what_is_missing(&report);
         let own_user = report.is_active(Layer::Uid);
         let user = if own_user { uid } else { rustix::process::geteuid().as_raw() };
-        let process = Arc::new(Process::new(pid, user, directory, signaller, report));
+        let process = Arc::new(Process::new(pid, user, directory, group.ok(), signaller, report));
         tokio::spawn({
             let (manager, process) = (Arc::clone(self), Arc::clone(&process));
             async move {

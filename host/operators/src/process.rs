@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::cause::Cause;
-use crate::jail::{Exit, Report, Signaller};
+use crate::jail::{Exit, Group, Report, Signaller};
 use crate::pool::Pool;
 
 /// A process, generic until it is assigned to an operator.
@@ -25,6 +25,8 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) report: Report,
     private: OwnedFd,
+    /// Its control group, where there is one; goes when the process has ended.
+    group: Mutex<Option<Group>>,
     /// The user it runs as.
     uid: u32,
     signaller: Signaller,
@@ -83,12 +85,20 @@ const HOST_SOCKET: &str = "host.sock";
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Process {
-    pub(crate) fn new(pid: i32, uid: u32, private: OwnedFd, signaller: Signaller, report: Report) -> Self {
+    pub(crate) fn new(
+        pid: i32,
+        uid: u32,
+        private: OwnedFd,
+        group: Option<Group>,
+        signaller: Signaller,
+        report: Report,
+    ) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             pid,
             report,
             private,
+            group: Mutex::new(group),
             uid,
             signaller,
             born: Instant::now(),
@@ -118,10 +128,12 @@ impl Process {
 
     /// Called once, when it has ended: finds the cause and tells every request in flight.
     pub(crate) fn end(&self, exit: Exit) -> Ended {
+        let group = self.group.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let group_ran_out = group.as_ref().is_some_and(Group::ran_out_of_memory);
         let killed = self.killed.load(Ordering::Acquire).checked_sub(1).and_then(Cause::from_index);
         let cause = match killed {
             Some(cause) => cause,
-            None if self.said_out_of_memory.load(Ordering::Acquire) => Cause::Memory,
+            None if self.said_out_of_memory.load(Ordering::Acquire) || group_ran_out => Cause::Memory,
             None if self.stopping.load(Ordering::Acquire) => Cause::Stopping,
             None => Cause::Crashed,
         };

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "system calls without a safe wrapper; one SAFETY comment per block")]
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,14 +24,23 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 }
 
 /// Forks so that the new process is a child of our parent, not of us: the launcher can then end at once and the host
-/// itself waits for the confined process.
+/// itself waits for the confined process. With `group`, a folder of control groups, it starts in that one.
 ///
 /// Only for a process with one thread that executes another program soon after.
-pub(crate) fn clone_into_parent() -> io::Result<Cloned> {
-    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM the call behaves as fork(2) does: both processes go on with their own copy of memory.
-    // The launcher has one thread, so no lock can be held by a thread that does not exist in the new process.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+pub(crate) fn clone_into_parent(group: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    // struct clone_args (clone(2)): flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+    // set_tid_size, cgroup. The signal at its end is the caller's own, which is SIGCHLD.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut arguments = [0_u64; 11];
+    arguments[0] = u64::from(libc::CLONE_PARENT.unsigned_abs());
+    if let Some(group) = group {
+        arguments[0] |= CLONE_INTO_CGROUP;
+        arguments[10] = u64::try_from(group.as_raw_fd()).map_err(io::Error::other)?;
+    }
+    // SAFETY: `arguments` has the layout of struct clone_args, whose length is passed, and lives during the call. Without
+    // CLONE_VM and without a stack the call behaves as fork(2) does: both processes go on with their own copy of memory. The
+    // launcher has one thread, so no lock can be held by a thread that does not exist in the new process.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) })?;
     if pid == 0 {
         return Ok(Cloned::New);
     }

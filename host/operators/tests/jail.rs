@@ -27,8 +27,9 @@ fn every_layer_this_machine_offers_to_root_is_active() {
     let outcome = check(Attack::new("await tries({ runs: () => 1 });"), &[("runs", "ALLOWED 1")]);
     let root = rustix::process::geteuid().is_root();
     for row in outcome.report.rows() {
-        // An ordinary user shares its uid with its operators; all else needs no privilege on a usual kernel.
-        let tolerated = !root && row.layer == Layer::Uid;
+        // An ordinary user shares its uid with its operators; groups are the host's to make, and none is made here. All
+        // else needs no privilege on a usual kernel.
+        let tolerated = (!root && row.layer == Layer::Uid) || row.layer == Layer::ControlGroup;
         assert!(tolerated || !matches!(row.state, LayerState::Missing { .. }), "{}: {}", row.layer, row.reason());
     }
 }
@@ -297,6 +298,24 @@ await tries({
         ),
         &[("buffers", "DENIED"), ("total", "ALLOWED true")],
     );
+}
+
+#[test]
+fn a_group_that_cannot_be_entered_is_reported_and_no_obstacle() {
+    for (group, said) in [
+        (Err("not delegated".to_owned()), "not delegated"),
+        (Ok(("/absent/group".into(), LayerState::Active)), "No such file"),
+        (Ok((std::env::temp_dir(), LayerState::Active)), ""),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec(folder.path());
+        spec.group = group;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let confined = runtime.block_on(async { launcher().launch(&spec, DEADLINE).await }).unwrap();
+        assert!(!confined.report.is_active(Layer::ControlGroup));
+        let row = confined.report.rows().find(|row| row.layer == Layer::ControlGroup).unwrap();
+        assert!(row.reason().contains(said) && !row.reason().is_empty(), "{}", row.reason());
+    }
 }
 
 #[test]

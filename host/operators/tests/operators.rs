@@ -498,6 +498,43 @@ async fn a_pinned_operator_has_its_cpu_to_itself() {
     }
 }
 
+/// Whether this machine has control groups and whether they bound anything here is not up to the test; that what the report says
+/// is so, is.
+#[tokio::test]
+async fn a_process_is_in_a_control_group_of_its_own_if_it_says_so() {
+    use portcullis_operators::jail::Layer;
+    let host = Host::new();
+    host.serve(vec![host.operator("hello", HELLO, |_| {})]).await;
+    let status = host.operators.status().await;
+    let one = status.iter().find(|one| one.operator.is_some()).unwrap();
+    let groups = |pid: String| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
+    };
+    let (own, its) = (groups("self".to_owned()), groups(one.pid.to_string()));
+    let row = one.report.rows().find(|row| row.layer == Layer::ControlGroup).unwrap();
+    if !one.report.is_active(Layer::ControlGroup) {
+        assert_eq!(own, its);
+        assert!(!row.reason().is_empty());
+        return;
+    }
+    assert_ne!(own, its);
+    assert!(its.contains("/portcullis-"), "{its}");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap().split(' ').nth(4).unwrap();
+    let folder = std::path::PathBuf::from(format!("{mount}{its}"));
+    for (controller, file, unbounded) in
+        [("memory", "memory.max", "max"), ("pids", "pids.max", "max"), ("cpu", "cpu.max", "max 100000")]
+    {
+        match std::fs::read_to_string(folder.join(file)) {
+            Ok(value) => assert_ne!(value.trim(), unbounded),
+            Err(_) => assert!(row.reason().contains(controller), "{file} is missing, but {:?}", row.state),
+        }
+    }
+    host.operators.stop().await;
+    eventually("the groups are gone", async || !folder.exists() && !folder.parent().unwrap().exists()).await;
+}
+
 #[test]
 fn workers_with_runtimes_of_their_own_share_one_host() {
     let setup = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -9,6 +9,7 @@
 //!
 //! Each layer is either active or missing with a reason. [`Isolation`] says which missing layers are tolerated.
 
+mod cgroup;
 mod landlock;
 mod parent;
 mod report;
@@ -27,6 +28,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use cgroup::{Bounds, Group, Groups};
 pub(crate) use landlock::only_read;
 pub use parent::{Confined, Exit, LaunchError, Launcher, ProcessHandle, Signaller};
 pub use report::{Layer, LayerReport, LayerState, Report};
@@ -98,6 +100,8 @@ pub struct Spec {
     pub argv: Vec<String>,
     /// The whole environment of the program; the same placeholders hold.
     pub env: Vec<(String, String)>,
+    /// The control group to start in, and what it bounds; or why there is none.
+    pub group: Result<(PathBuf, LayerState), String>,
     /// Layers that are left out on purpose. For tests that show that one layer holds without another.
     pub without: Vec<Layer>,
 }
@@ -112,6 +116,8 @@ enum Message {
     Confined { report: Report, microseconds: u64 },
     /// It will not be the engine.
     Failed { error: String },
+    /// No process was started: its control group does not take it.
+    GroupRefused { reason: String },
 }
 
 /// Largest specification that a launcher reads.
@@ -150,7 +156,12 @@ fn launch() -> io::Result<()> {
     }
     let mut report = Report::default();
     let namespaces = leave_namespaces(&spec, &mut report);
-    match sys::clone_into_parent().map_err(context("clone"))? {
+    let started_process = match start_in_group(&spec, &mut report) {
+        Ok(cloned) => cloned,
+        Err(NotStarted::Group(reason)) => return send(&control, &Message::GroupRefused { reason }, None),
+        Err(NotStarted::Other(error)) => return Err(error),
+    };
+    match started_process {
         sys::Cloned::Caller(pid) => send(&control, &Message::Started { pid }, None),
         sys::Cloned::New => {
             let error = match confine(&spec, &namespaces, &mut report, &control) {
@@ -161,6 +172,39 @@ fn launch() -> io::Result<()> {
             let _ = send(&control, &Message::Failed { error: error.to_string() }, None);
             Err(error)
         }
+    }
+}
+
+/// Starts the process that will be the engine, in its control group if there is one.
+///
+/// A clone that fails takes the new process-id namespace with it, so there is no second attempt here: the host makes it.
+fn start_in_group(spec: &Spec, report: &mut Report) -> Result<sys::Cloned, NotStarted> {
+    let missing = |reason: &str| LayerState::Missing { reason: reason.to_owned() };
+    let (path, state) = match &spec.group {
+        Ok(group) if !spec.without.contains(&Layer::ControlGroup) => group,
+        other => {
+            let reason = other.as_ref().err().map_or("left out on purpose", String::as_str);
+            report.set(Layer::ControlGroup, missing(reason));
+            return Ok(sys::clone_into_parent(None).map_err(context("clone"))?);
+        }
+    };
+    // Both processes come back from the call and report the same.
+    report.set(Layer::ControlGroup, state.clone());
+    let group = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    group
+        .map_err(io::Error::from)
+        .and_then(|group| sys::clone_into_parent(Some(group.as_fd())))
+        .map_err(|error| NotStarted::Group(error.to_string()))
+}
+
+enum NotStarted {
+    Group(String),
+    Other(io::Error),
+}
+
+impl From<io::Error> for NotStarted {
+    fn from(error: io::Error) -> Self {
+        Self::Other(error)
     }
 }
 

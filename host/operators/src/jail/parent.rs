@@ -44,6 +44,9 @@ pub enum LaunchError {
     /// The launcher broke off or said something else than agreed.
     #[error("the launcher ended without a result: {0}")]
     Protocol(String),
+    /// The control group does not take the process.
+    #[error("the control group does not take it: {0}")]
+    Group(String),
     /// It took too long.
     #[error("the launcher took longer than {0:?}")]
     Timeout(Duration),
@@ -167,6 +170,16 @@ impl Launcher {
     /// # Errors
     /// [`LaunchError`]; nothing is left running then.
     pub async fn launch(&self, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
+        match self.attempt(spec, deadline).await {
+            Err(LaunchError::Group(reason)) => {
+                let without = Spec { group: Err(reason), ..spec.clone() };
+                self.attempt(&without, deadline).await
+            }
+            launched => launched,
+        }
+    }
+
+    async fn attempt(&self, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
         let (ours, theirs) = StdUnixStream::pair().map_err(LaunchError::Spawn)?;
         let (output, output_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| LaunchError::Spawn(error.into()))?;
@@ -238,6 +251,7 @@ async fn converse(mut ours: StdUnixStream, spec: &Spec) -> Result<Collected, Lau
                 }
                 Message::Confined { report, microseconds } => confined = Some((report, microseconds)),
                 Message::Failed { error } => failed = Some(error),
+                Message::GroupRefused { reason } => return Err(LaunchError::Group(reason)),
             }
         }
         if received == 0 {

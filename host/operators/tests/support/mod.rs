@@ -50,6 +50,7 @@ pub fn spec(folder: &Path) -> Spec {
         rlimits: Rlimits { data_bytes: start.data_bytes + (192 << 20), files: 256, threads: start.threads },
         argv: start.argv,
         env: start.env,
+        group: Err("none in this test".to_owned()),
         without: Vec::new(),
     }
 }
