@@ -187,19 +187,20 @@ fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
     site.policy(&[
         (
             "a",
-            "entry: a/main.ts, replicas: { max: 1 }, limits: { cpu_time: 400ms, wall_time: 3s, heap: 32MiB, memory: 64MiB, \
+            "entry: a/main.ts, replicas: { max: 1 }, limits: { cpu_time: 400ms, wall_time: 30s, heap: 32MiB, memory: 64MiB, \
              request_bytes: 1KiB, response_bytes: 1KiB, concurrency: 1 }",
         ),
+        ("short", "entry: a/main.ts, limits: { wall_time: 500ms }"),
         ("elsewhere", "entry: elsewhere/main.ts, placement: { pool: acme }"),
     ]);
     let serving = site.serve();
     check_cause(&serving, "/a/throw", 500, "operator_exception");
-    check_cause(&serving, "/a/wait", 503, "operator_wall_time");
+    check_cause(&serving, "/short/wait", 503, "operator_wall_time");
     check_cause(&serving, "/a/long", 500, "operator_response_bytes");
     check_cause(&serving, "/elsewhere", 503, "operator_elsewhere");
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| serving.get("/a/slow"));
-        eventually("it is being answered", || serving.counter("portcullis_operator_requests_total.operator.a") == 4);
+        eventually("it is being answered", || serving.counter("portcullis_operator_requests_total.operator.a") == 3);
         check_cause(&serving, "/a/ok", 429, "operator_concurrency");
         assert_eq!(slow.join().expect("an answer"), (200, "ok".to_owned()));
     });
@@ -212,6 +213,120 @@ fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
     eventually("it was replaced", || serving.get("/a/ok").0 == 200);
     let log = serving.0.log();
     assert!(log.contains("Error: private detail") && log.contains("at Object.fetch (main.ts:5:"), "{log}");
+}
+
+const BOMBS: &str = r#"
+const kept: unknown[] = [];
+export default { async fetch(request: Request, env: any) {
+  switch (new URL(request.url).pathname.slice(1)) {
+    case "loop": for (;;) {}
+    case "regex": return new Response(String(/^(a+)+$/.test("a".repeat(60) + "b")));
+    case "heap": for (;;) kept.push(new Array(1000).fill({}));
+    case "buffers": for (;;) kept.push(new Uint8Array(1 << 20).fill(1));
+    case "wasm": for (;;) { kept.push(new WebAssembly.Memory({ initial: 100, maximum: 200 })); new Uint8Array((kept.at(-1) as WebAssembly.Memory).buffer).fill(1); }
+    case "log": for (;;) { console.log("x".repeat(1000)); await null; }
+    case "store": for (let i = 0; ; i++) await env.kv.put("k" + i, "x".repeat(1000));
+    case "fetch": for (;;) { try { await fetch("http://127.0.0.1:9/"); } catch {} }
+    case "endless": return new Response(new ReadableStream({ pull(c) { c.enqueue(new Uint8Array(65536)); } }));
+    case "fields": { const fields = new Headers(); for (let i = 0; i < 100000; i++) fields.append("x-" + i, "1"); return new Response(null, { headers: fields }); }
+    case "timers": for (let i = 0; i < 1000; i++) setTimeout(() => { for (let j = 0; j < 1e7; j++); }, 0); await new Promise(() => {});
+    case "pollute": Object.prototype.toString = () => { throw 1; }; (Object.prototype as any).then = (f: any) => f(1); Promise.prototype.then = () => { throw 2; }; return new Response("polluted");
+    case "status": { const r = new Response("x"); Object.defineProperty(r, "status", { value: 101 }); return r; }
+    case "split": return new Response("x", { headers: { "x-a": "1\r\nx-injected: 1" } });
+  }
+  return new Response("ok");
+} };
+"#;
+
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// One attack after the other, each twice at a time and by an operator of its own, next to a neighbour, a filter that denies
+/// and a route without an operator: none of these notices.
+#[test]
+fn whatever_an_operator_does_its_neighbours_filters_and_other_routes_go_on() {
+    const MEMORY: &[&str] = &["operator_memory", "operator_exception"];
+    // What the first answer names; nothing means that it is not about a cause.
+    let attacks: [(&str, &[&str]); 14] = [
+        ("loop", &["operator_cpu_time"]),
+        ("regex", &["operator_cpu_time"]),
+        ("heap", MEMORY),
+        ("buffers", MEMORY),
+        ("wasm", MEMORY),
+        // It waits for whoever reads what it prints.
+        ("log", &["operator_wall_time", "operator_cpu_time"]),
+        ("store", &["operator_exception"]),
+        ("fetch", &["operator_wall_time"]),
+        ("endless", &[]),
+        ("fields", &["operator_response_refused", "operator_cpu_time"]),
+        ("timers", &["operator_cpu_time"]),
+        ("pollute", &[]),
+        ("status", &[]),
+        ("split", &["operator_exception"]),
+    ];
+    let site = Site::new(&[("bomb/main.ts", BOMBS), ("calm/main.ts", HELLO)]);
+    let bomb = "entry: bomb/main.ts, permissions: { kv: true }, replicas: { min: 0, max: 1 }, limits: { cpu_time: 400ms, \
+                wall_time: 10s, heap: 32MiB, memory: 64MiB, response_bytes: 1MiB, log_lines_per_second: 10, storage: 64KiB }";
+    let brief = bomb.replace("wall_time: 10s", "wall_time: 1s");
+    // What waits for ever need not wait for long.
+    let waits = |name: &str| matches!(name, "log" | "fetch");
+    let mut operators: Vec<(&str, &str)> =
+        attacks.iter().map(|(name, _)| (*name, if waits(name) { brief.as_str() } else { bomb })).collect();
+    operators.push(("calm", "entry: calm/main.ts"));
+    site.policy(&operators);
+    let policy = site.folder.path().join("portcullis.yaml");
+    let mut text = fs::read_to_string(&policy).expect("a policy");
+    text.push_str("  - { name: plain, match: { path: { prefix: /plain } }, respond: { status: 200, body: plain } }\n");
+    fs::write(&policy, text).expect("a policy");
+    let serving = site.serve();
+    let attack = |name: &str| client::send(serving.0.address(), &RequestPlan::new("GET", &format!("/{name}")));
+    let stop = AtomicBool::new(false);
+    let rounds = std::thread::scope(|scope| {
+        // Also when an attack comes out otherwise than it should.
+        let stopping = StopAtEnd(&stop);
+        let calm = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Acquire) {
+                let mut denied = RequestPlan::new("GET", "/calm");
+                denied.fields.push("x-probe", "deny");
+                assert_eq!(serving.send(&denied).status, 418);
+                assert_eq!(serving.get("/plain"), (200, "plain".to_owned()));
+                assert_eq!(serving.get("/calm/x"), (200, "hello /calm/x".to_owned()));
+                rounds += 1;
+            }
+            rounds
+        });
+        for (name, causes) in attacks {
+            let (first, second) = std::thread::scope(|scope| {
+                let second = scope.spawn(|| attack(name));
+                (attack(name), second.join().expect("an attack"))
+            });
+            let mut named = Vec::new();
+            for response in [first, second].into_iter().flatten().flatten() {
+                assert_ne!(response.status, 101, "{name}");
+                assert!(response.fields.get("x-injected").is_none(), "{name}");
+                let problem: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+                named.extend(problem["reason"].as_str().map(str::to_owned));
+            }
+            // The other one may be told that it was only beside it.
+            let as_expected = causes.is_empty() || named.iter().any(|reason| causes.contains(&reason.as_str()));
+            assert!(as_expected, "{name}: {named:?}\n{}", serving.0.log());
+        }
+        drop(stopping);
+        calm.join().expect("undisturbed answers")
+    });
+    assert!(rounds > attacks.len(), "only {rounds} rounds");
+    let counters = serving.0.counters().expect("metrics");
+    let failed = counters.keys().filter(|name| name.starts_with("portcullis_operator_failed_total.operator.calm."));
+    assert_eq!(failed.count(), 0, "{counters:#?}");
+    assert_eq!(serving.counter("portcullis_operator_starts_total.operator.calm"), 1);
+    assert_eq!(serving.0.admin_get("/healthz").expect("health"), "ok\n");
+    assert!(!serving.0.log().contains("panicked"), "{}", serving.0.log());
 }
 
 #[test]

