@@ -44,6 +44,42 @@ fn what_is_absent_and_what_is_empty() {
     );
 }
 
+#[test]
+fn grpc_without_an_exchange() {
+    // The low bits of a token say what it stands for: 0 an HTTP call, 1 a gRPC call, 2 a stream.
+    check(
+        "",
+        r#"
+        proxy_grpc_call "nobody" "svc" "Get" {} "hello" 1000 -> 4
+        proxy_grpc_stream "nobody" "svc" "Get" {} -> 4
+        proxy_grpc_call "\x0a\x08\x0a\x06nobody" "svc" "Get" {} "hello" 1000 -> 10
+        proxy_grpc_stream "\x0a\x08\x0a\x06nobody" "svc" "Get" {} -> 10
+        proxy_grpc_send 2 "hello" 0 -> 1
+        proxy_grpc_send 6 "hello" 0 -> 1
+        proxy_grpc_send 4 "hello" 0 -> 2
+        proxy_grpc_send 5 "hello" 0 -> 2
+        proxy_grpc_send 3 "hello" 0 -> 2
+        proxy_grpc_close 6 -> 1
+        proxy_grpc_close 5 -> 1
+        proxy_grpc_close 4 -> 2
+        proxy_grpc_close 3 -> 2
+        proxy_grpc_cancel 6 -> 1
+        proxy_grpc_cancel 5 -> 1
+        proxy_grpc_cancel 4 -> 2
+        proxy_grpc_cancel 7 -> 2
+        proxy_get_status -> 0 0 ""
+        proxy_get_buffer_bytes 5 0 10 -> 0 ""
+        proxy_get_buffer_status 5 -> 0 0 0
+        proxy_get_header_map_pairs 4 -> 0 ""
+        proxy_get_header_map_pairs 5 -> 0 ""
+        proxy_get_header_map_value 4 "x" -> 2
+        proxy_get_header_map_value 5 "x" -> 2
+        proxy_get_header_map_size 4 -> 2
+        proxy_add_header_map_value 4 "x" "y" -> 2
+        "#,
+    );
+}
+
 /// `declare_property` with the fields name, readonly, type and span.
 fn declare(name: &str, readonly: bool, kind: u8, span: u8) -> String {
     let name_field = format!("\\n\\x{:02x}{name}", name.len());

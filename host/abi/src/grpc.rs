@@ -203,12 +203,17 @@ fn is_reserved(name: &[u8]) -> bool {
 
 /// A message as it stands on the wire: not compressed, four bytes of length, its bytes.
 pub fn frame(message: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(FRAME_HEAD + message.len());
+    let mut framed = BytesMut::with_capacity(framed_len(message.len()));
     framed.put_u8(0);
     // Callers bound messages far below 4 GiB.
     framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
     framed.put_slice(message);
     framed.freeze()
+}
+
+/// Bytes of a message's frame.
+pub(crate) fn framed_len(message_len: usize) -> usize {
+    FRAME_HEAD + message_len
 }
 
 const FRAME_HEAD: usize = 5;

@@ -147,11 +147,11 @@ fn target(call: &Call<'_>, given: &[u8]) -> Result<Service, (String, Status)> {
 }
 
 pub(super) fn send(call: &mut Call<'_>, token: u32, message: u32, len: u32, end: u32) -> Answer {
-    let message = call.bytes(message, len)?;
+    let (pointer, end_of_stream) = (message, end != 0);
+    call.bytes(pointer, len)?;
     if CallKind::of(token) != Some(CallKind::GrpcStream) {
         return Ok(call.because("the id is not a stream's", Status::BadArgument));
     }
-    let bytes = grpc::frame(message);
     let most = call.state().current_plugin().limits.call_bytes_max;
     let state = call.state_mut();
     let Some(stream) = state.calls.get_mut(&token) else {
@@ -162,14 +162,16 @@ pub(super) fn send(call: &mut Call<'_>, token: u32, message: u32, len: u32, end:
         call.lint("has no effect: the guest has ended its side of the stream");
         return Ok(Status::Ok);
     }
-    stream.unsent += OpenCall::cost(bytes.len());
+    stream.unsent += OpenCall::cost(grpc::framed_len(len as usize));
     let overflows = stream.unsent > most;
-    stream.half_closed = overflows || end != 0;
+    stream.half_closed = overflows || end_of_stream;
     // SDKs panic on most statuses here, so that the stream ends instead.
-    state.call_requests.push(match overflows {
-        true => CallRequest::Overflow { token },
-        false => CallRequest::Send { token, bytes, end_of_stream: end != 0 },
-    });
+    let request = if overflows {
+        CallRequest::Overflow { token }
+    } else {
+        CallRequest::Send { token, bytes: grpc::frame(call.bytes(pointer, len)?), end_of_stream }
+    };
+    call.state_mut().call_requests.push(request);
     Ok(Status::Ok)
 }
 

@@ -260,6 +260,7 @@ fn failures_are_told_as_envoy_tells_them() {
     };
     check("Denied", 407, "so%20it%20is{via_upstream}", "");
     check("Never", 414, "upstream request timeout{response_timeout}", "response_timeout");
+    check("Stall", 413, "response_timeout", "response_timeout");
     check("Reset", 413, "upstream_reset_after_response_started{remote_reset}", "reset");
     check("Long", 408, "via_upstream", "");
 }
