@@ -71,6 +71,16 @@ impl Engine {
         self.functions.names.iter().copied()
     }
 
+    /// Names of all functions that a module may import, in whatever module of imports they are.
+    pub fn host_functions(&self) -> BTreeSet<&'static str> {
+        self.functions.names.iter().map(|(_, name)| *name).collect()
+    }
+
+    /// Names of all callbacks that a module may export.
+    pub fn callbacks(&self) -> BTreeSet<&'static str> {
+        CALLBACKS.iter().map(|(name, ..)| *name).filter(|name| name.starts_with("proxy_on_")).collect()
+    }
+
     /// Starts the thread by whose clock callbacks are bounded. Without it no callback is ever ended.
     pub fn start_ticker(&self) -> Ticker {
         let stop = Arc::new(AtomicBool::new(false));
@@ -127,6 +137,16 @@ impl Drop for Ticker {
             // The thread does nothing but tick; a panic in it could only be wasmtime's, and there is nobody to tell.
             drop(thread.join());
         }
+    }
+}
+
+impl std::fmt::Display for AbiVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            AbiVersion::V0_1_0 => "0.1.0",
+            AbiVersion::V0_2_0 => "0.2.0",
+            AbiVersion::V0_2_1 => "0.2.1",
+        })
     }
 }
 
@@ -235,8 +255,22 @@ pub enum ModuleError {
         expected: String,
     },
     /// The module wants functions that this host does not have.
-    #[error("the module imports what this host does not have: {}\n  hint: Proxy-Wasm plugins may import the ABI's `env.proxy_*` functions and a part of WASI preview 1", .0.join(", "))]
+    #[error("the module imports what this host does not have: {}\n  hint: {}", .0.join(", "), import_hint(.0))]
     UnknownImports(Vec<String>),
+    /// The module imports a function that the ABI it was built for does not have.
+    #[error(
+        "the module says that it was built for ABI {abi}, and imports `{import}`, which only {} has\n  hint: build it with one \
+         version of one SDK, and let it export the mark of that SDK's ABI alone",
+        .versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+    )]
+    ImportOfOtherVersion {
+        /// The function.
+        import: String,
+        /// The versions that have it.
+        versions: &'static [AbiVersion],
+        /// The version that the module says.
+        abi: AbiVersion,
+    },
     /// An import has another type than the host's function.
     #[error("the module's imports do not fit: {0:#}")]
     ImportType(wasmtime::Error),
@@ -286,13 +320,13 @@ impl Module {
     /// Checks compiled code against the ABI.
     pub(crate) fn checked(engine: &Engine, module: &wasmtime::Module, sha256: [u8; 32]) -> Result<Module, ModuleError> {
         let abi = abi_version(module)?;
-        check_exports(module)?;
-        check_imports(module, &engine.functions)?;
+        check_exports(module, abi)?;
+        check_imports(module, &engine.functions, abi)?;
         let instance_pre = engine.functions.linker.instantiate_pre(module).map_err(ModuleError::ImportType)?;
         Ok(Module { inner: Arc::new(ModuleInner { engine: engine.clone(), instance_pre, abi, sha256 }) })
     }
 
-    /// The ABI it was built for: the newest it claims.
+    /// The ABI it was built for: the first that it says, as in Envoy.
     pub fn abi(&self) -> AbiVersion {
         self.inner.abi
     }
@@ -352,13 +386,15 @@ impl std::fmt::Debug for Module {
 }
 
 fn abi_version(module: &wasmtime::Module) -> Result<AbiVersion, ModuleError> {
-    [AbiVersion::V0_2_1, AbiVersion::V0_2_0, AbiVersion::V0_1_0]
-        .into_iter()
-        .find(|version| module.get_export(version.export()).is_some())
+    let versions = [AbiVersion::V0_2_1, AbiVersion::V0_2_0, AbiVersion::V0_1_0];
+    module
+        .exports()
+        .filter(|export| matches!(export.ty(), ExternType::Func(_)))
+        .find_map(|export| versions.into_iter().find(|version| version.export() == export.name()))
         .ok_or(ModuleError::NoAbiVersion)
 }
 
-fn check_exports(module: &wasmtime::Module) -> Result<(), ModuleError> {
+fn check_exports(module: &wasmtime::Module, abi: AbiVersion) -> Result<(), ModuleError> {
     if !matches!(module.get_export("memory"), Some(ExternType::Memory(_))) {
         return Err(ModuleError::MissingExport {
             export: "memory",
@@ -373,10 +409,17 @@ fn check_exports(module: &wasmtime::Module) -> Result<(), ModuleError> {
             hint: "build with a Proxy-Wasm SDK, which exports it",
         });
     }
-    for (name, params, results) in CALLBACKS {
+    // Without `_initialize` the module's `main` is not the host's business: `_start` calls it.
+    let starts: &[_] = match module.get_export("_initialize") {
+        Some(_) => &[("_initialize", 0, 0), ("main", 2, 1), ("__main_void", 0, 1)],
+        None => &[("_start", 0, 0)],
+    };
+    for (name, params, results) in CALLBACKS.iter().chain(starts) {
         let Some(export) = module.get_export(name) else {
             continue;
         };
+        // ABI 0.1.0 did not yet say whether headers end the stream.
+        let params = if abi == AbiVersion::V0_1_0 && name.ends_with("_headers") { &2 } else { params };
         let found = match &export {
             ExternType::Func(func)
                 if func.params().all(|ty| matches!(ty, ValType::I32))
@@ -386,10 +429,7 @@ fn check_exports(module: &wasmtime::Module) -> Result<(), ModuleError> {
             }
             _ => (usize::MAX, usize::MAX),
         };
-        let fits = found == (*params, *results)
-            // ABI 0.1.0 did not yet say whether headers end the stream.
-            || (name.ends_with("_headers") && found == (2, 1));
-        if !fits {
+        if found != (*params, *results) {
             return Err(ModuleError::ExportType {
                 export: (*name).into(),
                 found: describe(&export),
@@ -417,13 +457,55 @@ fn describe(export: &ExternType) -> String {
     }
 }
 
-fn check_imports(module: &wasmtime::Module, functions: &HostFunctions) -> Result<(), ModuleError> {
+fn check_imports(module: &wasmtime::Module, functions: &HostFunctions, abi: AbiVersion) -> Result<(), ModuleError> {
     let unknown: Vec<String> = module
         .imports()
         .filter(|import| !functions.names.contains(&(import.module(), import.name())))
         .map(|import| format!("`{}.{}`", import.module(), import.name()))
         .collect();
-    if unknown.is_empty() { Ok(()) } else { Err(ModuleError::UnknownImports(unknown)) }
+    if !unknown.is_empty() {
+        return Err(ModuleError::UnknownImports(unknown));
+    }
+    for import in module.imports().filter(|import| import.module() == "env") {
+        let versions = versions_with(import.name());
+        if !versions.contains(&abi) {
+            let import = import.name().to_owned();
+            return Err(ModuleError::ImportOfOtherVersion { import, versions, abi });
+        }
+    }
+    Ok(())
+}
+
+/// The versions of the ABI that have this function. Envoy does not offer it to modules that say another one.
+fn versions_with(function: &str) -> &'static [AbiVersion] {
+    match function {
+        "proxy_get_configuration"
+        | "proxy_continue_request"
+        | "proxy_continue_response"
+        | "proxy_clear_route_cache" => &[AbiVersion::V0_1_0],
+        "proxy_continue_stream" | "proxy_close_stream" => &[AbiVersion::V0_2_0, AbiVersion::V0_2_1],
+        "proxy_get_log_level" => &[AbiVersion::V0_2_1],
+        _ => &[AbiVersion::V0_1_0, AbiVersion::V0_2_0, AbiVersion::V0_2_1],
+    }
+}
+
+/// How to do without what a module imports.
+fn import_hint(imports: &[String]) -> &'static str {
+    let any = |of: &[&str]| imports.iter().any(|import| of.iter().any(|name| import.starts_with(&format!("`{name}"))));
+    if any(&["env.abort`", "env.seed`", "env.trace`"]) {
+        "compile AssemblyScript with `--use abort=...`, so that it brings its own `abort` as Envoy needs it, and without \
+         `seed` and `trace`"
+    } else if any(&["__wbindgen", "wbg."]) {
+        "build for `wasm32-wasip1`, without anything that needs `wasm-bindgen`"
+    } else if any(&["env.memory`"]) {
+        "let the module have its own memory, without `--import-memory`"
+    } else if any(&["env.envoy_resolve_dns`"]) {
+        "this host resolves no names for filters: let them call an upstream"
+    } else if any(&["wasi:"]) {
+        "build a core module for `wasm32-wasip1`, not a component"
+    } else {
+        "Proxy-Wasm plugins may import the ABI's `env.proxy_*` functions and a part of WASI preview 1"
+    }
 }
 
 /// Callbacks of the ABI: name, number of `i32` parameters, number of `i32` results.
@@ -451,6 +533,10 @@ pub(crate) const CALLBACKS: &[(&str, usize, usize)] = &[
     ("proxy_on_grpc_receive", 3, 0),
     ("proxy_on_grpc_receive_trailing_metadata", 3, 0),
     ("proxy_on_grpc_close", 3, 0),
+    // Neither Envoy nor this host has anything to say with these.
+    ("proxy_on_request_metadata", 2, 1),
+    ("proxy_on_response_metadata", 2, 1),
+    ("proxy_on_foreign_function", 3, 0),
     ("proxy_on_done", 1, 1),
     ("proxy_on_log", 1, 0),
     ("proxy_on_delete", 1, 0),

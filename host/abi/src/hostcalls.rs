@@ -61,13 +61,21 @@ impl<'a> Call<'a> {
 
     /// Whether the plugin may call this function. A refusal is logged.
     fn is_allowed(&mut self) -> bool {
-        let plugin = self.state().current_plugin();
-        let allowed = plugin.capabilities.functions.as_ref().is_none_or(|names| names.contains(self.name));
+        let functions = &self.state().current_plugin().capabilities.functions;
+        let allowed = functions.as_ref().is_none_or(|names| names.contains(self.name));
         if !allowed {
             let message = format!("blocked a call of `{}`, which `capabilities` does not list", self.name);
             self.state_mut().log(LogLevel::Error, message.as_bytes());
         }
         allowed
+    }
+
+    /// The answer to a call that may be made, but not with this name. The refusal is logged.
+    fn blocked(&mut self, name: &[u8], list: &str) -> Status {
+        let name = String::from_utf8_lossy(&name[..name.len().min(256)]);
+        let message = format!("blocked `{}` of `{name}`, which `{list}` does not list", self.name);
+        self.state_mut().log(LogLevel::Error, message.as_bytes());
+        self.because(message, Status::InternalFailure)
     }
 
     fn state(&self) -> &VmState {

@@ -45,7 +45,7 @@ pub use engine::{AbiVersion, Callbacks, EPOCH, Engine, EngineError, EngineOption
 pub use exchange::{Certificate, Ending, LocalResponse, Protocol, RouteInfo, StreamInfo, TlsInfo, UpstreamInfo};
 pub use fields::{FieldMap, Message};
 pub use grpc::{GrpcFrameError, GrpcMessages, frame as grpc_frame};
-pub use plugin::{Capabilities, FailurePolicy, Limits, Plugin};
+pub use plugin::{Capabilities, FailurePolicy, Limits, NamePattern, Plugin};
 pub use shared::{Metric, MetricKind, MetricValue, Shared, SharedLimits, Waker};
 pub use state::ConnectionState;
 pub use stream::Hold;

@@ -77,12 +77,58 @@ impl Default for Limits {
 /// What a plugin may use at all. Whatever is `None` is not restricted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Names of host functions, WASI functions and callbacks, as in Envoy's `capability_restriction_config`. A blocked
-    /// host function answers `InternalFailure`, a blocked WASI function 76 (`ENOTCAPABLE`), a blocked callback is not
-    /// called.
+    /// Host functions and WASI functions that it may call, by name. A blocked host function answers `InternalFailure`, a
+    /// blocked WASI function 76 (`ENOTCAPABLE`); both are logged, as in Envoy.
     pub functions: Option<BTreeSet<String>>,
+    /// Callbacks that are delivered, by name. Envoy has one list for these and for functions.
+    pub callbacks: Option<BTreeSet<String>>,
+    /// Foreign functions that it may call, by name. Another one answers `InternalFailure`.
+    pub foreign_functions: Option<BTreeSet<String>>,
     /// Upstreams that callouts may go to. A callout elsewhere answers `BadArgument`, as an unknown upstream does.
     pub upstreams: Option<BTreeSet<String>>,
+    /// Fields and trailers of requests and responses that it may add, change or remove; without regard to case. A change
+    /// of others answers `InternalFailure` and changes nothing; a local response goes without them.
+    pub fields: Option<Vec<NamePattern>>,
+    /// Properties and filter state that it may store or declare. Others answer `InternalFailure`.
+    pub properties: Option<Vec<NamePattern>>,
+}
+
+/// A name, or what names begin with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamePattern {
+    /// This name.
+    Exact(String),
+    /// Every name that begins so.
+    Prefix(String),
+}
+
+impl NamePattern {
+    fn matches(&self, name: &[u8], equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+        match self {
+            NamePattern::Exact(exact) => equal(name, exact.as_bytes()),
+            NamePattern::Prefix(prefix) => {
+                name.get(..prefix.len()).is_some_and(|start| equal(start, prefix.as_bytes()))
+            }
+        }
+    }
+}
+
+impl Capabilities {
+    /// Whether this field may be changed. `host` is another name of `:authority`.
+    pub(crate) fn allows_field(&self, name: &[u8]) -> bool {
+        let is_authority = [&b"host"[..], b":authority"].iter().any(|known| name.eq_ignore_ascii_case(known));
+        self.fields.as_ref().is_none_or(|patterns| {
+            let allows =
+                |name: &[u8]| patterns.iter().any(|pattern| pattern.matches(name, <[u8]>::eq_ignore_ascii_case));
+            if is_authority { allows(b"host") || allows(b":authority") } else { allows(name) }
+        })
+    }
+
+    /// Whether this property may be stored.
+    pub(crate) fn allows_property(&self, name: &[u8]) -> bool {
+        let matches = |pattern: &NamePattern| pattern.matches(name, |a, b| a == b);
+        self.properties.as_ref().is_none_or(|patterns| patterns.iter().any(matches))
+    }
 }
 
 /// A module together with all that makes it a plugin of a chain. Made once, shared by all workers.
@@ -136,6 +182,48 @@ impl Plugin {
             reload_backoff_max: Duration::from_secs(10),
             allow_on_headers_stop_iteration: true,
             capabilities: Capabilities::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patterns(written: &[&str]) -> Option<Vec<NamePattern>> {
+        let pattern = |text: &&str| match text.strip_suffix('*') {
+            Some(prefix) => NamePattern::Prefix(prefix.into()),
+            None => NamePattern::Exact((*text).into()),
+        };
+        Some(written.iter().map(pattern).collect())
+    }
+
+    #[test]
+    fn fields_are_allowed_by_name_or_by_what_they_begin_with() {
+        let check = |written: &[&str], name: &str, allowed: bool| {
+            let capabilities = Capabilities { fields: patterns(written), ..Capabilities::default() };
+            assert_eq!(capabilities.allows_field(name.as_bytes()), allowed, "{written:?} {name}");
+        };
+        check(&["x-a"], "X-A", true);
+        check(&["x-a"], "x-ab", false);
+        check(&["x-*"], "X-Any", true);
+        check(&["x-*"], "x-", true);
+        check(&["x-*"], "x", false);
+        check(&["*"], ":path", true);
+        check(&[], "x-a", false);
+        for authority in ["host", ":authority", "Host"] {
+            check(&["host"], authority, true);
+            check(&[":authority"], authority, true);
+            check(&["x-*"], authority, false);
+        }
+        assert!(Capabilities::default().allows_field(b"x-a"), "without a list all are");
+    }
+
+    #[test]
+    fn properties_are_allowed_letter_by_letter() {
+        let capabilities = Capabilities { properties: patterns(&["mine.*", "one"]), ..Capabilities::default() };
+        for (name, allowed) in [("mine.a", true), ("Mine.a", false), ("one", true), ("one.more", false), ("", false)] {
+            assert_eq!(capabilities.allows_property(name.as_bytes()), allowed, "{name}");
         }
     }
 }

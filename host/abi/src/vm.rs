@@ -432,9 +432,9 @@ impl VmState {
     }
 
     /// The plugin on whose behalf the guest is running.
-    pub(crate) fn current_plugin(&self) -> Arc<Plugin> {
+    pub(crate) fn current_plugin(&self) -> &Arc<Plugin> {
         let root = self.effective_root().and_then(|root| self.roots.get(&root));
-        root.map_or_else(|| Arc::clone(&self.plugin), |root| Arc::clone(&root.plugin))
+        root.map_or(&self.plugin, |root| &root.plugin)
     }
 
     /// The stream context that calls act on, if they act on one.
@@ -445,7 +445,7 @@ impl VmState {
     /// Tells the embedder of a call that cannot do what it seems to, within the guest's budget.
     pub(crate) fn lint(&mut self, call: &'static str, reason: impl FnOnce() -> String) {
         let now = self.embedder.borrow().monotonic();
-        let plugin = self.current_plugin();
+        let plugin = Arc::clone(self.current_plugin());
         if self.lint_budget.take(now, plugin.limits.log_lines_per_second).is_some() {
             let lint = Lint { plugin: &plugin.name, callback: self.callback.name, call, reason: reason() };
             self.embedder.borrow_mut().lint(&lint);
@@ -468,7 +468,7 @@ impl VmState {
     /// Logs a guest's or the host's line about the guest, within the guest's budget.
     pub(crate) fn log(&mut self, level: LogLevel, message: &[u8]) {
         let now = self.embedder.borrow().monotonic();
-        let plugin = self.current_plugin();
+        let plugin = Arc::clone(self.current_plugin());
         let Some(dropped) = self.log_budget.take(now, plugin.limits.log_lines_per_second) else { return };
         let stream = self.effective_stream().map(|context| context.stream);
         let mut embedder = self.embedder.borrow_mut();
@@ -530,7 +530,7 @@ enum HeadersFunc {
 impl Exports {
     /// `proxy_on_*` functions by name; one that the plugin may not have called is left out.
     fn find(store: &mut Store<VmState>, instance: &Instance, plugin: &Plugin) -> Exports {
-        let allowed = |name: &str| plugin.capabilities.functions.as_ref().is_none_or(|names| names.contains(name));
+        let allowed = |name: &str| plugin.capabilities.callbacks.as_ref().is_none_or(|names| names.contains(name));
         macro_rules! export {
             ($name:literal) => {
                 allowed($name).then(|| instance.get_typed_func(&mut *store, $name).ok()).flatten()
@@ -666,7 +666,8 @@ impl Vm {
             }
         })?;
         let memory = instance.get_memory(&mut store, "memory");
-        let allocate = ["proxy_on_memory_allocate", "malloc"]
+        // In Envoy's order: the specification has it the other way round, but a module that exports both is used to this.
+        let allocate = ["malloc", "proxy_on_memory_allocate"]
             .into_iter()
             .find_map(|name| instance.get_typed_func(&mut store, name).ok());
         store.data_mut().memory = memory;

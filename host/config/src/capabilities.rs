@@ -1,8 +1,8 @@
-//! The names that an allow-list of host functions can hold.
+//! The names of the ABI's functions, as Envoy has them in `capability_restriction_config`. A test compares them with what the
+//! host has.
 
-/// Host functions of Proxy-Wasm 0.1.0 to 0.2.1, Envoy's additions, and WASI preview 1, as Envoy names them in
-/// `capability_restriction_config`.
-pub const HOST_FUNCTIONS: [&str; 92] = [
+/// What modules may import: host functions of Proxy-Wasm 0.1.0 to 0.2.1, what C++ guests need besides, and WASI preview 1.
+pub const HOST_FUNCTIONS: &[&str] = &[
     "proxy_add_header_map_value",
     "proxy_call_foreign_function",
     "proxy_clear_route_cache",
@@ -46,7 +46,6 @@ pub const HOST_FUNCTIONS: [&str; 92] = [
     "proxy_set_property",
     "proxy_set_shared_data",
     "proxy_set_tick_period_milliseconds",
-    "envoy_resolve_dns",
     "args_get",
     "args_sizes_get",
     "clock_res_get",
@@ -86,7 +85,6 @@ pub const HOST_FUNCTIONS: [&str; 92] = [
     "path_unlink_file",
     "poll_oneoff",
     "proc_exit",
-    "proc_raise",
     "random_get",
     "sched_yield",
     "sock_accept",
@@ -95,4 +93,52 @@ pub const HOST_FUNCTIONS: [&str; 92] = [
     "sock_shutdown",
     "pthread_equal",
     "emscripten_notify_memory_growth",
+];
+
+/// What modules may export for the host to call: callbacks of Proxy-Wasm 0.1.0 to 0.2.1, and Envoy's own, which this host has
+/// no use for.
+pub const CALLBACKS: &[&str] = &[
+    "proxy_on_context_create",
+    "proxy_on_vm_start",
+    "proxy_on_configure",
+    "proxy_validate_configuration",
+    "proxy_on_tick",
+    "proxy_on_queue_ready",
+    "proxy_on_done",
+    "proxy_on_log",
+    "proxy_on_delete",
+    "proxy_on_new_connection",
+    "proxy_on_downstream_data",
+    "proxy_on_upstream_data",
+    "proxy_on_downstream_connection_close",
+    "proxy_on_upstream_connection_close",
+    "proxy_on_request_headers",
+    "proxy_on_request_body",
+    "proxy_on_request_trailers",
+    "proxy_on_request_metadata",
+    "proxy_on_response_headers",
+    "proxy_on_response_body",
+    "proxy_on_response_trailers",
+    "proxy_on_response_metadata",
+    "proxy_on_http_call_response",
+    "proxy_on_grpc_receive_initial_metadata",
+    "proxy_on_grpc_receive",
+    "proxy_on_grpc_receive_trailing_metadata",
+    "proxy_on_grpc_close",
+    "proxy_on_foreign_function",
+    "proxy_on_memory_allocate",
+    "envoy_on_resolve_dns",
+    "envoy_on_stats_update",
+    "proxy_on_stats_update",
+];
+
+/// Foreign functions that this host offers, all of them Envoy's.
+pub const FOREIGN_FUNCTIONS: &[&str] = &[
+    "clear_route_cache",
+    "compress",
+    "declare_property",
+    "set_envoy_filter_state",
+    "sign",
+    "uncompress",
+    "verify_signature",
 ];

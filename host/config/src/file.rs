@@ -275,9 +275,17 @@ pub struct Filter {
     #[serde(default)]
     pub allowed_upstreams: Vec<String>,
     /// Request and response fields that the module may add, change or remove; `*` at the end stands for any
-    /// rest. Absent: all. Example: `[authorization, "x-portcullis-*"]`.
+    /// rest. A change of another one is refused and logged, and an answer of the module's own goes without it. Absent: all. Example: `[authorization, "x-portcullis-*"]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settable_fields: Option<Vec<String>>,
+    /// Properties and filter state that the module may store, as other filters read them; `*` at the end stands for any
+    /// rest. Filters believe what others have stored, such as who the caller is. Absent: all. Example: `["rate.*"]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settable_properties: Option<Vec<String>>,
+    /// Foreign functions that the module may call with `proxy_call_foreign_function`. Absent: all that there are. Example:
+    /// `[verify_signature]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign_functions: Option<Vec<String>>,
     /// What the module may take.
     #[serde(default)]
     pub limits: FilterLimits,

@@ -37,13 +37,13 @@ mod target;
 mod units;
 mod yaml;
 
-pub use capabilities::HOST_FUNCTIONS;
+pub use capabilities::{CALLBACKS, FOREIGN_FUNCTIONS, HOST_FUNCTIONS};
 pub use compile::{compile, load};
 pub use file::{FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorLimits, Replicas};
 pub use files::{Files, Folder, InMemory};
 pub use mistake::{Mistake, Mistakes, Position};
 pub use policy::{
-    Authorities, Bytes, CodeCache, Endpoint, FieldPattern, Filter, HostPort, Listener, ListenerLimits, ListenerTls,
+    Authorities, Bytes, CodeCache, Endpoint, Filter, HostPort, Listener, ListenerLimits, ListenerTls, NamePattern,
     Network, Operator, OperatorHost, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
 };
 pub use route::{

@@ -190,7 +190,11 @@ pub struct Filter {
     /// Indices of the upstreams it may call, sorted.
     pub allowed_upstreams: Vec<usize>,
     /// Fields it may write; none means all.
-    pub settable_fields: Option<Vec<FieldPattern>>,
+    pub settable_fields: Option<Vec<NamePattern>>,
+    /// Properties it may store; none means all.
+    pub settable_properties: Option<Vec<NamePattern>>,
+    /// Foreign functions it may call, sorted; none means all.
+    pub foreign_functions: Option<Vec<String>>,
     /// What it may take.
     pub limits: FilterLimits,
 }
@@ -219,26 +223,13 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// A field name, or the start of one.
+/// The name of a field or a property, or the start of one. Fields' names are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FieldPattern {
-    /// This name; lower case.
+pub enum NamePattern {
+    /// This name.
     Exact(String),
-    /// Names that begin so; lower case. Written `x-portcullis-*`.
+    /// Names that begin so. Written `x-portcullis-*`.
     Prefix(String),
-}
-
-impl FieldPattern {
-    /// Whether a field of this name is meant. Names are compared without regard to case.
-    #[must_use]
-    pub fn matches(&self, name: &[u8]) -> bool {
-        match self {
-            Self::Exact(exact) => name.eq_ignore_ascii_case(exact.as_bytes()),
-            Self::Prefix(prefix) => {
-                name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
-            }
-        }
-    }
 }
 
 /// Servers behind the proxy.

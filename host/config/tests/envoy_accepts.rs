@@ -30,6 +30,8 @@ fn what_envoy_cannot_enforce_is_said() {
         "header maps are limited to 1MiB and 1024 pairs, not to 512KiB and 500",
         "filter `first`: it can call every cluster; `allowed_upstreams` (keys) is not enforced",
         "filter `first`: it can write every field; `settable_fields` is not enforced",
+        "filter `first`: it can store every property; `settable_properties` is not enforced",
+        "filter `first`: it can call every foreign function; `foreign_functions` is not enforced",
         "filter `third`: after a crash, requests pass WITHOUT it (`failure_policy: fail_open`)",
         "`limits.buffered_bytes` differs between filters; Envoy has one buffer limit, the largest: 2MiB",
         "upstream `keys`: the system's certificate authorities are read from",

@@ -8,7 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use portcullis_abi::{Capabilities, Certificate, FailurePolicy, FieldMap, Limits, Module, Plugin, RouteInfo, Shared};
+use portcullis_abi::{
+    Capabilities, Certificate, FailurePolicy, FieldMap, Limits, Module, NamePattern, Plugin, RouteInfo, Shared,
+};
 use portcullis_code::{LoadLimits, Loader, Source};
 use portcullis_config::envoy::{operator_cluster_name, upstream_cluster_name};
 use portcullis_config::{Action, Filter, HostPattern, ListenerTls, Policy, RequestParts, Route, Target};
@@ -150,12 +152,6 @@ impl Plan {
 
 fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Plan>) -> Result<Plugin, PlanError> {
     let place = || format!("filter `{}` ({})", filter.name, filter.module_path.display());
-    if filter.settable_fields.is_some() {
-        return Err(error(
-            place(),
-            "`settable_fields` is not enforced by this version\n  hint: remove it; the filter can then write every field",
-        ));
-    }
     let known = before.and_then(|before| {
         let at = before.policy.filters.iter().position(|other| *other.module == *filter.module)?;
         before.plugins.get(at).map(|plugin| plugin.module.clone())
@@ -200,10 +196,14 @@ fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Pla
         bounds.log_line_bytes_max = limits.log_line_bytes.as_usize();
         bounds
     };
+    let listed = |names: Option<&Vec<String>>| names.map(|names| names.iter().cloned().collect::<BTreeSet<_>>());
     plugin.capabilities = Capabilities {
-        functions: filter.capabilities.as_ref().map(|functions| {
-            functions.iter().map(String::as_str).chain(CALLBACKS).map(str::to_owned).collect::<BTreeSet<_>>()
-        }),
+        functions: listed(filter.capabilities.as_ref()),
+        // Always delivered: a list that forgets one would switch a check off unseen.
+        callbacks: None,
+        foreign_functions: listed(filter.foreign_functions.as_ref()),
+        fields: patterns(filter.settable_fields.as_ref()),
+        properties: patterns(filter.settable_properties.as_ref()),
         upstreams: Some(
             filter
                 .allowed_upstreams
@@ -216,39 +216,14 @@ fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Pla
     Ok(plugin)
 }
 
-/// Callbacks are always delivered: a list of capabilities that forgets one would switch a check off unseen.
-const CALLBACKS: [&str; 30] = [
-    "_initialize",
-    "_start",
-    "__main_void",
-    "main",
-    "malloc",
-    "proxy_on_memory_allocate",
-    "proxy_on_context_create",
-    "proxy_on_vm_start",
-    "proxy_on_configure",
-    "proxy_validate_configuration",
-    "proxy_on_tick",
-    "proxy_on_queue_ready",
-    "proxy_on_new_connection",
-    "proxy_on_downstream_data",
-    "proxy_on_upstream_data",
-    "proxy_on_downstream_connection_close",
-    "proxy_on_request_headers",
-    "proxy_on_request_body",
-    "proxy_on_request_trailers",
-    "proxy_on_request_metadata",
-    "proxy_on_response_headers",
-    "proxy_on_response_body",
-    "proxy_on_response_trailers",
-    "proxy_on_response_metadata",
-    "proxy_on_http_call_response",
-    "proxy_on_grpc_receive",
-    "proxy_on_grpc_close",
-    "proxy_on_done",
-    "proxy_on_log",
-    "proxy_on_delete",
-];
+/// Names as the host compares them.
+fn patterns(written: Option<&Vec<portcullis_config::NamePattern>>) -> Option<Vec<NamePattern>> {
+    let pattern = |written: &portcullis_config::NamePattern| match written {
+        portcullis_config::NamePattern::Exact(name) => NamePattern::Exact(name.clone()),
+        portcullis_config::NamePattern::Prefix(prefix) => NamePattern::Prefix(prefix.clone()),
+    };
+    Some(written?.iter().map(pattern).collect())
+}
 
 fn environment(filter: &Filter) -> Vec<(String, String)> {
     let passed = filter.environment_pass.iter().filter_map(|name| Some((name.clone(), std::env::var(name).ok()?)));
@@ -392,4 +367,24 @@ fn load_system_roots(upstream: &str) -> Result<Arc<rustls::RootCertStore>, PlanE
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_abi::{Engine, EngineOptions};
+    use portcullis_config::{CALLBACKS, HOST_FUNCTIONS};
+
+    use super::*;
+
+    /// A function that the host has and the policy does not know could be neither allowed nor, in Envoy, be called.
+    #[test]
+    fn policies_know_every_function_and_callback_that_the_host_has() {
+        let engine = Engine::new(&EngineOptions::default()).expect("an engine");
+        let known: BTreeSet<&str> = HOST_FUNCTIONS.iter().copied().collect();
+        assert_eq!(known, engine.host_functions());
+        assert_eq!(known.len(), HOST_FUNCTIONS.len(), "each is there once");
+        let callbacks: BTreeSet<&str> = CALLBACKS.iter().copied().collect();
+        let missing: Vec<_> = engine.callbacks().into_iter().filter(|name| !callbacks.contains(name)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

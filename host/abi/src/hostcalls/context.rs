@@ -77,10 +77,10 @@ pub(super) fn get_property(call: &mut Call<'_>, path: u32, len: u32, ret: u32, r
         let state = call.state();
         let plugin = state.current_plugin();
         Ok(match state.effective_stream() {
-            None => Attributes { plugin: &plugin, stream: None }.get(path, out),
+            None => Attributes { plugin, stream: None }.get(path, out),
             Some(context) => {
                 let exchange = context.exchange.borrow();
-                Attributes { plugin: &plugin, stream: Some((&exchange, context.stage)) }.get(path, out)
+                Attributes { plugin, stream: Some((&exchange, context.stage)) }.get(path, out)
             }
         })
     })
@@ -90,12 +90,18 @@ pub(super) fn set_property(call: &mut Call<'_>, path: u32, len: u32, value: u32,
     let path = call.bytes(path, len)?;
     let value = call.bytes(value, value_len)?;
     let state = call.state();
+    if !state.current_plugin().capabilities.allows_property(path) {
+        let path = path.to_vec();
+        return Ok(call.blocked(&path, SETTABLE_PROPERTIES));
+    }
     let declared = state.effective_root().and_then(|root| state.roots.get(&root)).map(|root| root.declared.of(path));
     let set = with_filter_state(state, |filter_state, limits| {
         filter_state.set_property(&[b"wasm.", path].concat(), value, declared.unwrap_or_default(), limits)
     });
     Ok(stored(call, set))
 }
+
+pub(super) const SETTABLE_PROPERTIES: &str = "settable_properties";
 
 /// Lets the stream's filter state be changed; a root context has none.
 pub(super) fn with_filter_state(
@@ -117,11 +123,13 @@ pub(super) fn stored(call: &mut Call<'_>, set: Result<(), Refused>) -> Status {
 }
 
 pub(super) fn get_configuration(call: &mut Call<'_>, ret: u32, ret_len: u32) -> Answer {
-    if call.state().callback.doing != Doing::Configuring {
-        return Ok(call.because("the configuration can be read in `proxy_on_configure` only", Status::NotFound));
-    }
     call.give_filled(ret, ret_len, |call, out| {
-        out.extend_from_slice(&call.state().current_plugin().configuration);
+        let state = call.state();
+        out.extend_from_slice(match state.callback.doing {
+            Doing::Configuring => &state.current_plugin().configuration,
+            // Outside `proxy_on_configure` it is the VM's.
+            _ => &state.plugin.vm_configuration,
+        });
         Ok(Status::Ok)
     })
 }

@@ -6,7 +6,7 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
-use super::context::with_filter_state;
+use super::context::{SETTABLE_PROPERTIES, with_filter_state};
 use super::{Answer, Call};
 use crate::abi::Status;
 use crate::protobuf::{self, Value};
@@ -31,6 +31,10 @@ pub(super) fn call(
         return Ok(call.because("the argument is larger than `limits.buffer` allows", Status::InternalFailure));
     }
     let argument = argument.to_vec();
+    let allowed = &call.state().current_plugin().capabilities.foreign_functions;
+    if allowed.as_ref().is_some_and(|names| !names.iter().any(|allowed| allowed.as_bytes() == name)) {
+        return Ok(call.blocked(&name, "foreign_functions"));
+    }
     let result = match name.as_slice() {
         b"compress" => compress(call, &argument)?,
         b"uncompress" => uncompress(call, &argument, most)?,
@@ -81,6 +85,9 @@ fn declare_property(call: &mut Call<'_>, argument: &[u8]) -> Result<(), Status> 
             _ => {}
         }
     }
+    if !call.state().current_plugin().capabilities.allows_property(name.as_bytes()) {
+        return Err(call.blocked(name.as_bytes(), SETTABLE_PROPERTIES));
+    }
     let limits = call.state().plugin.limits.clone();
     let state = call.state_mut();
     let declared = match (state.roots.get_mut(&state.context), state.streams.get_mut(&state.context)) {
@@ -102,6 +109,9 @@ fn set_envoy_filter_state(call: &mut Call<'_>, argument: &[u8]) -> Result<(), St
             (3, Value::Varint(number)) => span = Span::from_number(number),
             _ => {}
         }
+    }
+    if !call.state().current_plugin().capabilities.allows_property(path.as_bytes()) {
+        return Err(call.blocked(path.as_bytes(), SETTABLE_PROPERTIES));
     }
     let Some(object) = Object::make(path.as_bytes(), value.as_bytes()) else {
         return Err(call.because(format!("there is no filter state `{path}`"), Status::NotFound));

@@ -6,10 +6,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Answer, Call};
 use crate::abi::{BufferType, MapType, Status};
+use crate::engine::AbiVersion;
 use crate::exchange::{Exchange, LocalResponse, StageView};
 use crate::fields::{FieldMap, is_token, is_value};
 use crate::pairs;
-use crate::plugin::Limits;
+use crate::plugin::{Capabilities, Limits};
 use crate::relay::TcpAsked;
 use crate::vm::{CallKind, CallOwner, CallRequest, Doing, GrpcView, OpenCall, VmState};
 
@@ -207,15 +208,39 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
     if let Err(reason) = check_lines(map, &fields) {
         return Ok(call.because(reason, Status::BadArgument));
     }
+    let capabilities = &call.state().current_plugin().capabilities;
+    let mut blocked = None;
     let changed = change_map(call.state(), map, |target, limits| {
-        let fits = fields.len() <= limits.map_lines_max && fields.byte_size() <= limits.map_bytes_max;
+        if capabilities.fields.is_some() {
+            blocked = first_blocked(capabilities, target, &fields);
+        }
+        let fits =
+            blocked.is_none() && fields.len() <= limits.map_lines_max && fields.byte_size() <= limits.map_bytes_max;
         if fits {
             target.clear();
             fields.iter().for_each(|(name, value)| add(target, map, name, value));
         }
         fits
     });
-    changed_status(call, changed)
+    match blocked {
+        Some(name) => Ok(call.blocked(&name, SETTABLE_FIELDS)),
+        None => changed_status(call, changed),
+    }
+}
+
+const SETTABLE_FIELDS: &str = "settable_fields";
+
+/// The name of a line that one map has and the other has not, or not in that order, and that may not be changed.
+fn first_blocked(capabilities: &Capabilities, before: &FieldMap, after: &FieldMap) -> Option<Vec<u8>> {
+    let mut before = before.iter().filter(|(name, _)| !capabilities.allows_field(name));
+    let mut after = after.iter().filter(|(name, _)| !capabilities.allows_field(name));
+    loop {
+        match (before.next(), after.next()) {
+            (None, None) => return None,
+            (one, other) if one == other => {}
+            (one, other) => return one.or(other).map(|(name, _)| name.to_vec()),
+        }
+    }
 }
 
 fn changed_status(call: &mut Call<'_>, changed: Option<bool>) -> Answer {
@@ -237,6 +262,8 @@ pub(super) fn get_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u32,
             with_map(call.state(), map, |fields| fields.get(name).map(|value| out.extend_from_slice(value)).is_some());
         Ok(match found {
             Some(true) => Status::Ok,
+            // ABI 0.1.0 does not tell what is absent from what is empty.
+            Some(false) if call.state().plugin.module.abi() == AbiVersion::V0_1_0 => Status::Ok,
             Some(false) => Status::NotFound,
             None if is_logging(call.state()) => Status::NotFound,
             None => call.because(RELEASED, Status::BadArgument),
@@ -285,6 +312,10 @@ fn change_field(
     if let Err(reason) = check_line(map, name, value) {
         return Ok(call.because(reason, Status::BadArgument));
     }
+    if !call.state().current_plugin().capabilities.allows_field(name) {
+        let name = name.to_vec();
+        return Ok(call.blocked(&name, SETTABLE_FIELDS));
+    }
     let changed = change_map(call.state(), map, |fields, limits| {
         let fits = fields.len() < limits.map_lines_max
             && fields.byte_size() + name.len() + value.len() <= limits.map_bytes_max;
@@ -302,6 +333,10 @@ pub(super) fn remove_field(call: &mut Call<'_>, map: u32, name: u32, name_len: u
         Err(status) => return Ok(status),
     };
     let name = call.bytes(name, name_len)?;
+    if !call.state().current_plugin().capabilities.allows_field(name) {
+        let name = name.to_vec();
+        return Ok(call.blocked(&name, SETTABLE_FIELDS));
+    }
     let removed = change_map(call.state(), map, |fields, _| {
         fields.remove(name);
         true
@@ -448,6 +483,7 @@ pub(super) fn send_local_response(
         return Ok(call.because("the status of a final response is 200 to 599", Status::BadArgument));
     };
     let grpc_status = u32::try_from(grpc).ok();
+    let fields = without_blocked(call, fields);
     let response = LocalResponse { status, details, body, fields, grpc_status };
     let has_stream = ask(call, |view| {
         // The first one counts.
@@ -459,6 +495,26 @@ pub(super) fn send_local_response(
         );
     }
     Ok(Status::Ok)
+}
+
+/// The fields that a local response may have. One without the others still denies, which an error would not: not every
+/// guest looks at statuses.
+fn without_blocked(call: &mut Call<'_>, mut fields: FieldMap) -> FieldMap {
+    let capabilities = &call.state().current_plugin().capabilities;
+    let blocked: Vec<Vec<u8>> = match &capabilities.fields {
+        None => Vec::new(),
+        Some(_) => {
+            let names = fields.iter().map(|(name, _)| name).filter(|name| !capabilities.allows_field(name));
+            names.map(<[u8]>::to_vec).collect()
+        }
+    };
+    for name in &blocked {
+        fields.remove(name);
+    }
+    if let Some(name) = blocked.first() {
+        call.blocked(name, SETTABLE_FIELDS);
+    }
+    fields
 }
 
 // ---- callouts

@@ -422,8 +422,7 @@ fn a_trap_cancels_what_the_guest_began() {
 #[test]
 fn a_callback_that_is_not_allowed_is_not_called() {
     let mut restricted = script("(call $status (call $call))", "");
-    let allowed = ["proxy_log", "proxy_grpc_call", "proxy_on_request_headers", "proxy_on_context_create"];
-    restricted.capabilities.functions = Some(allowed.into_iter().map(str::to_owned).collect());
+    restricted.capabilities.callbacks = Some(["proxy_on_request_headers".to_owned()].into());
     let (mut host, _) = begin(restricted);
     let [call] = opened(&mut host)[..] else { panic!("one call") };
     for each in [head(), data(&["world"]), trailers("0")] {

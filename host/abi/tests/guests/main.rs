@@ -1,9 +1,12 @@
 //! Small guests, written in WAT, in a worker: how streams pass them, and what the host survives.
 
 mod attributes;
+mod capabilities;
 mod grpc;
 mod hostile;
 mod http;
 mod limits;
 mod support;
 mod tcp;
+mod versions;
+mod wasi;

@@ -551,7 +551,7 @@ fn a_closed_connection_cancels_its_callouts_but_not_those_made_because_of_the_en
 #[test]
 fn blocked_callbacks_are_not_called() {
     let mut quiet = plugin(TELLS);
-    quiet.capabilities.functions = Some(["proxy_log", "proxy_on_context_create"].map(str::to_owned).into());
+    quiet.capabilities.callbacks = Some(["proxy_on_context_create".to_owned()].into());
     let mut host = Host::new(vec![quiet]);
     let (id, _) = host.connect(&[0]);
     assert_eq!(host.client_sends(id, "x", false), ["> \"x\""]);

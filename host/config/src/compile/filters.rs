@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use super::names::is_token;
 use super::{Compiler, Names, owned, present};
-use crate::capabilities::HOST_FUNCTIONS;
+use crate::capabilities::{FOREIGN_FUNCTIONS, HOST_FUNCTIONS};
 use crate::file;
 use crate::mistake::{Mistake, Position, did_you_mean};
-use crate::policy::{Bytes, FieldPattern, Filter};
+use crate::policy::{Bytes, Filter, NamePattern};
 use crate::units::{Size, Time};
 
 const CONFIGURATION_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -72,6 +72,15 @@ impl Compiler<'_> {
             each.filter_map(|(index, field)| self.field_pattern(&format!("{path}.settable_fields[{index}]"), field))
                 .collect()
         });
+        let settable_properties = filter.settable_properties.map(|names| {
+            let each = names.iter().enumerate();
+            each.filter_map(|(index, name)| {
+                self.property_pattern(&format!("{path}.settable_properties[{index}]"), name)
+            })
+            .collect()
+        });
+        let foreign_functions =
+            filter.foreign_functions.map(|names| self.foreign_functions(&at("foreign_functions"), &names));
         Filter {
             name: filter.name,
             module_path,
@@ -89,6 +98,8 @@ impl Compiler<'_> {
             capabilities,
             allowed_upstreams: allowed_upstreams.into_iter().collect(),
             settable_fields,
+            settable_properties,
+            foreign_functions,
             limits: filter.limits,
         }
     }
@@ -210,16 +221,48 @@ impl Compiler<'_> {
         capabilities.into_iter().collect()
     }
 
-    fn field_pattern(&mut self, path: &str, written: &str) -> Option<FieldPattern> {
+    fn foreign_functions(&mut self, path: &str, written: &[String]) -> Vec<String> {
+        let mut functions = BTreeSet::new();
+        for (index, name) in written.iter().enumerate() {
+            if FOREIGN_FUNCTIONS.contains(&name.as_str()) {
+                functions.insert(name.clone());
+                continue;
+            }
+            let hint = match did_you_mean(name, FOREIGN_FUNCTIONS.iter().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("there are {}", FOREIGN_FUNCTIONS.join(", ")),
+            };
+            self.wrong(&format!("{path}[{index}]"), format!("there is no foreign function `{name}`"), hint);
+        }
+        functions.into_iter().collect()
+    }
+
+    fn property_pattern(&mut self, path: &str, written: &str) -> Option<NamePattern> {
+        let (name, is_prefix) = match written.strip_suffix('*') {
+            Some(prefix) => (prefix, true),
+            None => (written, false),
+        };
+        if name.contains(['*', '\0']) || (name.is_empty() && !is_prefix) {
+            self.wrong(
+                path,
+                format!("`{}` is not a property's name", written.escape_debug()),
+                "write e.g. `rate.left` or `\"rate.*\"`, without the `wasm.` below `filter_state`",
+            );
+            return None;
+        }
+        Some(if is_prefix { NamePattern::Prefix(name.to_owned()) } else { NamePattern::Exact(name.to_owned()) })
+    }
+
+    fn field_pattern(&mut self, path: &str, written: &str) -> Option<NamePattern> {
         let lower = written.to_ascii_lowercase();
         if let Some(prefix) = lower.strip_suffix('*')
             && (prefix.is_empty() || is_token(prefix))
         {
-            return Some(FieldPattern::Prefix(prefix.to_owned()));
+            return Some(NamePattern::Prefix(prefix.to_owned()));
         }
         // Pseudo-fields are how a filter changes method, path, authority and status.
         if is_token(lower.strip_prefix(':').unwrap_or(&lower)) {
-            return Some(FieldPattern::Exact(lower));
+            return Some(NamePattern::Exact(lower));
         }
         self.wrong(
             path,

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::document::Document;
 use super::{duration, file_name, typed};
+use crate::capabilities::CALLBACKS;
 use crate::file::FailurePolicy;
 use crate::policy::Filter;
 
@@ -64,42 +65,6 @@ pub(super) fn wasm_filter(filter: &Filter) -> Document {
     );
     typed(&filter.name, "envoy.extensions.filters.http.wasm.v3.Wasm", [("config", config)])
 }
-
-/// Callbacks of Proxy-Wasm 0.1.0 to 0.2.1 and Envoy's own, as Envoy names them in `allowed_capabilities`.
-const CALLBACKS: [&str; 32] = [
-    "proxy_on_context_create",
-    "proxy_on_vm_start",
-    "proxy_on_configure",
-    "proxy_validate_configuration",
-    "proxy_on_tick",
-    "proxy_on_queue_ready",
-    "proxy_on_done",
-    "proxy_on_log",
-    "proxy_on_delete",
-    "proxy_on_new_connection",
-    "proxy_on_downstream_data",
-    "proxy_on_upstream_data",
-    "proxy_on_downstream_connection_close",
-    "proxy_on_upstream_connection_close",
-    "proxy_on_request_headers",
-    "proxy_on_request_body",
-    "proxy_on_request_trailers",
-    "proxy_on_request_metadata",
-    "proxy_on_response_headers",
-    "proxy_on_response_body",
-    "proxy_on_response_trailers",
-    "proxy_on_response_metadata",
-    "proxy_on_http_call_response",
-    "proxy_on_grpc_receive_initial_metadata",
-    "proxy_on_grpc_receive",
-    "proxy_on_grpc_receive_trailing_metadata",
-    "proxy_on_grpc_close",
-    "proxy_on_foreign_function",
-    "proxy_on_memory_allocate",
-    "envoy_on_resolve_dns",
-    "envoy_on_stats_update",
-    "proxy_on_stats_update",
-];
 
 /// A configuration as Envoy hands it to the module unchanged: text, or bytes where it is not text.
 fn configuration(bytes: &[u8]) -> Option<Document> {

@@ -64,6 +64,12 @@ pub(super) fn filter_notes(policy: &Policy, filter: &Filter) -> Vec<String> {
     if filter.settable_fields.is_some() {
         notes.push(format!("filter `{name}`: it can write every field; `settable_fields` is not enforced"));
     }
+    if filter.settable_properties.is_some() {
+        notes.push(format!("filter `{name}`: it can store every property; `settable_properties` is not enforced"));
+    }
+    if filter.foreign_functions.is_some() {
+        notes.push(format!("filter `{name}`: it can call every foreign function; `foreign_functions` is not enforced"));
+    }
     if filter.failure_policy == FailurePolicy::FailOpen {
         notes.push(format!("filter `{name}`: after a crash, requests pass WITHOUT it (`failure_policy: fail_open`)"));
     }

@@ -85,6 +85,25 @@ fn a_path_that_no_client_could_send_is_not_sent_for_a_filter_either() {
 }
 
 #[test]
+fn a_filter_changes_only_the_fields_that_the_policy_lets_it() {
+    let upstream = Upstream::echo();
+    let wasm = guest(
+        &[("mine", b"x-mine"), ("other", b"authorization"), ("value", b"set")],
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (drop (call $set_field (i32.const 0) @mine @value))
+            (drop (call $set_field (i32.const 0) @other @value))
+            (i32.const 0))"#,
+    );
+    let folder = Folder::new();
+    folder.write("guest.wasm", wasm);
+    let route = GUEST_ROUTE.replace("guest.wasm,", "guest.wasm, settable_fields: [\"x-*\"],");
+    let proxy = Proxy::start(folder.policy(&policy_yaml(upstream.address, &route)));
+    assert_eq!(proxy.get("/").status, 200);
+    let received = upstream.received();
+    assert_eq!((received[0].field("x-mine"), received[0].field("authorization")), (Some("set"), None));
+}
+
+#[test]
 fn a_request_held_for_its_body_can_be_denied_before_the_upstream_sees_it() {
     let upstream = Upstream::echo();
     let wasm = guest(

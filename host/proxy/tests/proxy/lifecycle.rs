@@ -86,16 +86,6 @@ fn a_module_that_is_no_filter_is_named_with_what_it_lacks() {
 }
 
 #[test]
-fn settings_that_are_not_enforced_are_refused() {
-    let folder = Folder::new();
-    folder.write("guest.wasm", denying_guest());
-    let upstream = Upstream::echo();
-    let yaml =
-        policy_yaml(upstream.address, &GUEST_ROUTE.replace("guest.wasm,", "guest.wasm, settable_fields: [x-a],"));
-    assert!(refused(&folder, &yaml).contains("`settable_fields` is not enforced"));
-}
-
-#[test]
 fn a_reload_changes_over_new_requests_and_lets_old_ones_end() {
     let (tell, told) = channel();
     let told = Arc::new(Mutex::new(told));
