@@ -16,7 +16,7 @@
 //! A script that says what it is called, as in `row: get_property/absent`, is told in full: every callback with its
 //! arguments and, indented, the calls in it, each line with `@get_property/absent@` before it.
 //!
-//! [`script`] says what a statement can hold, [`functions`] which functions there are, [`contexts`] what is kept between
+//! `script.rs` says what a statement can hold, `functions.rs` which functions there are, `contexts.rs` what is kept between
 //! callbacks. It does without an SDK, since SDKs panic where this is to go on.
 
 #![cfg(target_arch = "wasm32")]

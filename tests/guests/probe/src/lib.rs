@@ -8,7 +8,7 @@
 //! * `deny`: an ordinary local response, 418, which is counted
 //! * `reset`: closes the stream without an answer
 //! * `ask`: asks the upstream `keys` and holds the request; 200 lets it pass, anything else is answered with 503
-//! * `grpc`: runs the script in `x-grpc` (see [`grpc`]) and answers with what came of it
+//! * `grpc`: runs the script in `x-grpc` (`grpc.rs` has the language) and answers with what came of it
 //! * `read-body`: holds the request until its body is there; one that says `evil` is answered with 403
 
 #![cfg(target_arch = "wasm32")]
@@ -106,7 +106,7 @@ impl Context for Probe {
     fn on_http_call_response(&mut self, _: u32, fields: usize, _: usize, _: usize) {
         if self.grpc.is_some() {
             return self.script(|script| {
-                script.transcript.push(format!("answer {}", if fields == 0 { "none" } else { "some" }))
+                script.transcript.push(format!("answer {}", if fields == 0 { "none" } else { "some" }));
             });
         }
         let status = self.get_http_call_response_header_bytes(":status").unwrap_or_default();
