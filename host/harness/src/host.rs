@@ -13,9 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use portcullis_abi::{
     Action, Call, CallAnswer, CallId, Embedder, FieldMap, GrpcEvent, GrpcOpen, Lint, LogLevel, LogRecord, MetricValue,
-    Shared, StreamId, TraceEvent, Worker,
+    Part, Shared, StreamId, TraceEvent, UpstreamInfo, Worker,
 };
 
+use crate::connection::ConnectionState;
 use crate::filter::{FilterBuilder, Source};
 use crate::grpc::Exchange;
 use crate::message::{FieldLines, LogLine, ObservedRequest};
@@ -102,6 +103,7 @@ impl Host {
             calls: Vec::new(),
             made: Ring::new(HISTORY_MAX),
             streams: BTreeMap::new(),
+            connections: BTreeMap::new(),
             requests: 0,
             queues_held: false,
             secrets: Secrets::Masked,
@@ -469,6 +471,7 @@ pub(crate) struct Inner {
     calls: Vec<CallUnderWay>,
     made: Ring<(String, ObservedRequest)>,
     pub(crate) streams: BTreeMap<StreamKey, StreamState>,
+    pub(crate) connections: BTreeMap<StreamKey, ConnectionState>,
     pub(crate) requests: u64,
     queues_held: bool,
     secrets: Secrets,
@@ -560,6 +563,7 @@ impl Inner {
                 }
             }
         }
+        self.connect_upstreams();
         for (key, state) in &mut self.streams {
             let worker = &mut self.instances[key.instance].workers[key.worker].worker;
             // There is one route here, so that choosing it again changes nothing.
@@ -577,6 +581,9 @@ impl Inner {
                 self.calls.retain(|call| (call.instance, call.worker, call.id) != (instance, worker, id));
             }
             Action::Request(id, part) => {
+                if matches!(part, Part::Headers { .. }) {
+                    self.worker(key(id)).upstream_info(id, upstream_info());
+                }
                 if let Some(stream) = self.streams.get_mut(&key(id)) {
                     stream.request_part(part);
                 }
@@ -594,6 +601,21 @@ impl Inner {
             Action::Reset(id) => {
                 if let Some(stream) = self.streams.get_mut(&key(id)) {
                     stream.reset = true;
+                }
+            }
+            Action::Connect(id) => {
+                if let Some(connection) = self.connections.get_mut(&key(id)) {
+                    connection.wants_upstream = true;
+                }
+            }
+            Action::Data { id, direction, bytes, end_of_stream } => {
+                if let Some(connection) = self.connections.get_mut(&key(id)) {
+                    connection.pass(direction, &bytes, end_of_stream);
+                }
+            }
+            Action::Close(id, details) => {
+                if let Some(connection) = self.connections.get_mut(&key(id)) {
+                    connection.closed = Some(details.to_string());
                 }
             }
             _ => {}
@@ -802,6 +824,11 @@ fn answer_of(answer: &CalloutAnswer) -> Option<CallAnswer> {
         CalloutAnswer::Timeout => None,
         CalloutAnswer::Reset => Some(CallAnswer::Reset),
     }
+}
+
+/// What properties tell of the upstream.
+pub(crate) fn upstream_info() -> UpstreamInfo {
+    UpstreamInfo { address: Some(([127, 0, 0, 1], 9000).into()), attempts: 1, ..UpstreamInfo::default() }
 }
 
 /// `:status` and fields, with the `content-length` that a body in one piece has on the wire.

@@ -21,6 +21,7 @@
 //! `portcullis serve` and the real Envoy; those runners live elsewhere and share everything but the host.
 
 mod assertions;
+mod connection;
 mod content;
 mod expectation;
 mod filter;
@@ -40,6 +41,7 @@ mod token;
 mod trace;
 mod yaml;
 
+pub use connection::{Connection, ObservedConnection};
 pub use expectation::{
     CalloutsExpectation, Expectation, FieldExpectation, Mismatch, Origin, RequestExpectation, ResponseExpectation,
     UpstreamExpectation, describe,
@@ -52,8 +54,8 @@ pub use message::{FieldLines, LogLine, Observed, ObservedRequest, ObservedRespon
 pub use plan::{Callout, CalloutAnswer, RequestPlan, ResponsePlan};
 /// What tests meet of the host that filters run in.
 pub use portcullis_abi::{
-    Capabilities, Direction, FailurePolicy, Hold, Limits, LogLevel, MetricValue, Plugin, PluginHealth, PluginState,
-    Protocol, StreamInfo, TlsInfo, TraceEvent, TraceValue,
+    AbiVersion, Capabilities, ClosedBy, Direction, FailurePolicy, Hold, Limits, LogLevel, MetricValue, Plugin,
+    PluginHealth, PluginState, Protocol, StreamInfo, TlsInfo, TraceEvent, TraceValue,
 };
 pub use run::{
     Outcome, Report, RunOptions, Verdict, find_module, find_scenarios, judge, refused_as_expected, run, run_scenario,

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portcullis_harness::{
-    Callout, CalloutAnswer, Direction, EndOfStream, Filter, Flow, Guest, HarnessError, Hold, Host, PluginState,
-    RequestPlan, ResponsePlan, RunOptions, Secrets, TraceEvent, Verdict, for_every_split, run,
+    Callout, CalloutAnswer, ClosedBy, Direction, EndOfStream, Filter, Flow, Guest, HarnessError, Hold, Host,
+    PluginState, RequestPlan, ResponsePlan, RunOptions, Secrets, TraceEvent, Verdict, for_every_split, run,
 };
 use serde_json::json;
 
@@ -231,6 +231,33 @@ fn answers_can_run_out() {
     filter.host().upstream("keys").answers([Callout::once(200), Callout::always(CalloutAnswer::Refused)]);
     assert_eq!(filter.get("/").field("x-ask", "1").send().status(), Some(200));
     assert_eq!(filter.get("/").field("x-ask", "1").send().status(), Some(503));
+}
+
+// ---- TCP
+
+#[test]
+fn tcp_bytes_pass_as_far_as_the_filter_lets_them() {
+    let wasm = wat::parse_str(include_str!("tcp.wat")).unwrap();
+    let filter = Host::new().load(Guest::from_bytes("tcp", &wasm).unwrap()).start().unwrap();
+    for_every_split("hello", |pieces| {
+        let mut connection = filter.connect();
+        assert!(connection.is_connected());
+        for piece in pieces {
+            connection.send(piece, EndOfStream::No);
+        }
+        assert!(connection.upstream_received().len() >= 4, "{connection}");
+        connection.send("", EndOfStream::Yes).upstream_sends("bye", EndOfStream::Yes);
+        let seen = connection.close(ClosedBy::Local);
+        assert_eq!((seen.upstream.as_slice(), seen.client.as_slice()), (&b"hello"[..], &b"bye"[..]), "{seen}");
+        assert!(seen.upstream_ended && seen.client_ended && seen.closed.is_none(), "{seen}");
+    });
+    let mut connection = filter.connect();
+    connection.send("ab", EndOfStream::No);
+    assert_eq!(connection.upstream_received(), b"", "held until there are four");
+    drop(connection);
+    let mut connection = filter.connect();
+    connection.send("X", EndOfStream::No);
+    assert!(connection.is_closed() && connection.upstream_received().is_empty(), "{connection}");
 }
 
 // ---- time, sharing, properties
