@@ -14,8 +14,9 @@ fn check(configured: &str, lines: &str) {
         .collect();
     let expected: Vec<String> = lines.iter().map(|line| format!("request_headers {line}")).collect();
     for host in [HostKind::Harness, HostKind::Standalone, HostKind::Envoy] {
-        let seen = Calls::start(host, configured)
-            .and_then(|mut calls| calls.request(RequestPlan::new("GET", "/p?q"), &script.join("\n")));
+        // The configuration is a script of every stream's, too; a field would not hold as much.
+        let seen = Calls::start(host, &format!("{configured}{}", script.join("\n")))
+            .and_then(|mut calls| calls.request(RequestPlan::new("GET", "/p?q"), ""));
         let seen = seen.unwrap_or_else(|error| panic!("{}: {error}", host.name()));
         let differ: Vec<String> = seen
             .iter()
@@ -376,4 +377,73 @@ fn attributes_are_those_of_envoy_in_every_callback() {
         .collect();
     let differ = differences(&lines.join("\n"), &request, &except);
     assert!(differ.is_empty(), "{} lines\n{}", differ.len(), differ.join("\n"));
+}
+
+/// A file of keys and signatures that the host's own tests use, too.
+fn vector(name: &str) -> Vec<u8> {
+    let file = portcullis_tests::places::workspace().join("host/abi/testdata/signatures").join(name);
+    std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// A call of a foreign function whose argument has these length-delimited fields.
+fn foreign(function: &str, fields: &[(u8, &[u8])]) -> String {
+    let mut argument = String::new();
+    for (number, contents) in fields {
+        let len = contents.len();
+        assert!(len < 1 << 14);
+        for byte in [number << 3 | 2, len as u8 | 0x80, (len >> 7) as u8].iter().chain(*contents) {
+            argument.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    format!("proxy_call_foreign_function \"{function}\" \"{argument}\"")
+}
+
+/// A short answer as the log shows it: a truth value, or an error as this field.
+fn verdict(error: Option<(u8, &str)>) -> String {
+    match error {
+        None => r#"0 "\x08\x01""#.to_owned(),
+        Some((number, text)) => {
+            let field = [&[number << 3 | 2, text.len() as u8], text.as_bytes()].concat();
+            format!("0 \"{}\"", field.escape_ascii())
+        }
+    }
+}
+
+#[test]
+fn signatures_are_checked_and_made_alike() {
+    let (text, rsa, rsa_public) = (vector("text"), vector("rsa.pem"), vector("rsa-public.pem"));
+    let (sha256, pss, p256) = (vector("rsa-sha256.sig"), vector("rsa-pss.sig"), vector("p256-public.pem"));
+    let verify = |hash: &str, pem: &[u8], signature: &[u8]| {
+        foreign("verify_signature", &[(1, hash.as_bytes()), (5, pem), (3, signature), (4, &text)])
+    };
+    let sign = |hash: &str, pem: &[u8]| foreign("sign", &[(1, hash.as_bytes()), (4, pem), (3, &text)]);
+    let bad_key = Some((2, "Failed to initialize digest verify."));
+    let bad_signature = Some((2, "Failed to verify digest. Error code: 0"));
+    let no_key = Some((3, "Invalid key type: private key required for signing operation."));
+    let odd_key = Some((3, "Invalid private key: key data is corrupted or malformed."));
+    let made = format!("0 \"\\x08\\x01\\x12\\x80\\x02{}\"", sha256.escape_ascii());
+    let rows = [
+        (verify("sha256", &rsa_public, &sha256), verdict(None)),
+        (verify("SHA256", &rsa_public, &sha256), verdict(None)),
+        (verify("sha256", &[b"text\n", rsa_public.as_slice()].concat(), &sha256), verdict(None)),
+        (verify("sha384", &p256, &vector("p256-sha384.sig")), verdict(None)),
+        (verify("sha256", &rsa_public, &pss), verdict(bad_signature)),
+        (verify("sha256", &p256, &[1; 64]), verdict(bad_signature)),
+        (verify("sha256", &vector("k256-public.pem"), &sha256), verdict(bad_key)),
+        (verify("sha256", &vector("ed25519-public.pem"), &sha256), verdict(bad_key)),
+        (verify("sha256", &rsa, &sha256), verdict(bad_key)),
+        (verify("sha256", b"junk", &sha256), verdict(bad_key)),
+        (verify("md5", b"junk", &sha256), verdict(Some((2, "md5 is not supported.")))),
+        (verify("sha256", b"", &sha256), "2 \"\"".to_owned()),
+        (verify("\u{7f}", b"\xff", &sha256), "2 \"\"".to_owned()),
+        (sign("sha256", &rsa), made.clone()),
+        (sign("Sha256", &vector("rsa-pkcs1.pem")), made),
+        (sign("sha256", &vector("k256.pem")), verdict(no_key)),
+        (sign("sha256", &vector("ed25519.pem")), verdict(odd_key)),
+        (sign("sha256", &rsa_public), verdict(no_key)),
+        (sign("sha256", b"junk"), verdict(no_key)),
+        (sign("sha256", b""), "2 \"\"".to_owned()),
+    ];
+    let lines: String = rows.iter().map(|(call, answer)| format!("{call} -> {answer}\n")).collect();
+    check("", &lines);
 }
