@@ -185,7 +185,7 @@ Arguments after `--` go to `cargo test`, for example
 
 const DEMO_HELP: &str = "\
 Sends the same requests through the standalone host and through Envoy, both running the same filter in front of the same
-small API, and prints what each answered.
+small API and the same two operators, and prints what each answered.
 
 Usage: cargo xtask demo [--keep]
 

@@ -33,6 +33,8 @@ pub(crate) enum KvError {
     Io(#[from] io::Error),
     #[error("an entry was changed from outside")]
     Tampered,
+    #[error("the stores in `{}` are in use by another host", .0.display())]
+    InUse(PathBuf),
 }
 
 /// The store of one operator.
@@ -87,6 +89,17 @@ fn master(folder: &Path) -> io::Result<hkdf::Prk> {
         Err(error) => return Err(error),
     };
     Ok(hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &key))
+}
+
+/// Takes a folder of stores for one host. Others are kept off as long as the file is open, however this host ends.
+pub(crate) fn claim(folder: &Path) -> Result<fs::File, KvError> {
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
+    let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("lock"))?;
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(KvError::InUse(folder.to_owned())),
+        Err(error) => Err(KvError::Io(error.into())),
+    }
 }
 
 impl Store {
@@ -277,6 +290,15 @@ mod tests {
         fs::write(file(&a, "l"), b"short").unwrap();
         assert!(matches!(a.get("l"), Err(KvError::Tampered)));
         assert!(matches!(Store::open(folder.path(), "a", 10_000), Err(KvError::Tampered)));
+    }
+
+    #[test]
+    fn a_folder_of_stores_belongs_to_one_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = claim(folder.path()).unwrap();
+        assert!(matches!(claim(folder.path()), Err(KvError::InUse(_))));
+        drop(first);
+        claim(folder.path()).unwrap();
     }
 
     #[test]

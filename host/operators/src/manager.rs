@@ -33,7 +33,7 @@ use crate::control::{HostStatus, OperatorStatus, RunningProcess};
 use crate::egress::{Egress, Resolve, SystemResolver};
 use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
 use crate::jail::{Bounds, Groups, Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
-use crate::kv::Store;
+use crate::kv::{KvError, Store};
 use crate::logs::{Lines, LogBook, LogLine, Rate, Readers};
 use crate::placement;
 use crate::pool::{Backoff, Counters, Pool};
@@ -297,6 +297,7 @@ impl Operators {
             was_reserved: AtomicBool::new(false),
             pools: Mutex::default(),
             missed: Mutex::default(),
+            stores: Mutex::default(),
         });
         std::thread::Builder::new()
             .name("operators".to_owned())
@@ -571,6 +572,8 @@ pub(crate) struct Manager {
     was_reserved: AtomicBool,
     /// Every pool that has or may have processes, also the ones being drained.
     pools: Mutex<Vec<Arc<Pool>>>,
+    /// Locked as long as this host lives, once an operator has a store.
+    stores: Mutex<Option<fs::File>>,
     /// Layers whose absence was logged.
     missed: Mutex<BTreeSet<Layer>>,
 }
@@ -765,9 +768,10 @@ impl Manager {
                 let same = current.filter(|current| current.0.operator.kv_bytes_max == Some(quota));
                 match same.and_then(|current| current.0.store.clone()) {
                     Some(store) => Some(store),
-                    None => Some(Arc::new(
-                        Store::open(folder, &name, quota).map_err(|error| start_error(error.to_string()))?,
-                    )),
+                    None => {
+                        let opened = self.claim_stores(folder).and_then(|()| Store::open(folder, &name, quota));
+                        Some(Arc::new(opened.map_err(|error| start_error(error.to_string()))?))
+                    }
                 }
             }
             _ => None,
@@ -784,6 +788,15 @@ impl Manager {
         pool.add(&process);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&pool), ended, ends));
         Ok(Arc::new(Serving(pool)))
+    }
+
+    /// Keeps other hosts off the stores: two would not know of each other's entries.
+    fn claim_stores(&self, folder: &Path) -> Result<(), KvError> {
+        let mut claimed = lock(&self.stores);
+        if claimed.is_none() {
+            *claimed = Some(crate::kv::claim(folder)?);
+        }
+        Ok(())
     }
 
     fn report_end(process: &Arc<Process>, ended: &mpsc::UnboundedSender<Arc<Process>>) {
@@ -845,8 +858,8 @@ impl Manager {
                     pool.remove(&process);
                     pool.counters.count_end(cause);
                     if cause.is_failure_of_process() {
-                        let exit = process.exited.borrow().map(|ended| ended.exit);
-                        pool.log.write(process.id, format!("the process ended: {} ({exit:?})", cause.id()));
+                        let exit = process.exited.borrow().map_or(String::new(), |ended| format!(" ({})", ended.exit));
+                        pool.log.write(process.id, format!("the process ended: {}{exit}", cause.id()));
                         tracing::warn!(operator = %pool.operator.name, process = process.id, cause = cause.id(), "a process ended");
                         if Duration::from_nanos(process.age()) > SETTLED {
                             backoff.succeeded();
@@ -1007,7 +1020,13 @@ impl Manager {
                 Ok(process) => {
                     backoff.succeeded();
                     self.place(&process, &[]);
-                    self.keep_ready(&class, &process);
+                    // Its first exchange costs more than later ones; nobody waits for this one.
+                    let rehearsed = tokio::time::timeout(LAUNCH, control(&process, "GET", "/ping", Bytes::new())).await;
+                    if matches!(rehearsed, Ok(Ok(_))) {
+                        self.keep_ready(&class, &process);
+                    } else {
+                        process.kill(Cause::StartFailed);
+                    }
                 }
                 Err(error) => {
                     tracing::error!("cannot start a process ahead of need: {error}");

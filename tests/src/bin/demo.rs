@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: the same filter in front of the same API, once in `portcullis serve` and once in the real Envoy.
+//! `cargo xtask demo`: the same filter in front of the same API and the same operators, once in `portcullis serve` and once in
+//! the real Envoy.
 //!
 //! Sends a handful of requests through both, shows the answers side by side, and fails if they differ. Keys are made at
 //! the start and end with the process.
@@ -6,7 +7,7 @@
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,14 +16,15 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use portcullis_harness::{HostKind, SigningKey};
+use portcullis_harness::SigningKey;
+use portcullis_tests::process::Process;
 use portcullis_tests::server::Server;
 use portcullis_tests::{places, process};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 const USAGE: &str = "\
-Shows one filter in two hosts: `portcullis serve` and Envoy.
+Shows one filter, an API and two operators behind it, in two hosts: `portcullis serve` and Envoy.
 
 Usage: cargo xtask demo [--keep]
 
@@ -92,18 +94,23 @@ fn demo(keep: bool) -> anyhow::Result<()> {
     let stranger = SigningKey::generate_es256("demo")?;
     let api = start_api()?;
     let policy = write_policy(api, &key)?;
+    let sockets = places::workspace().join(".portcullis/demo/sockets");
     let started = |what: &str, address: SocketAddr| println!("  {what:<16} http://{address}");
     println!("Starting");
     started("orders API", api);
     let host = Server::portcullis(&policy).map_err(|error| anyhow!(error))?;
     started("portcullis serve", host.address());
-    let envoy = Server::start(HostKind::Envoy, &policy).map_err(|error| anyhow!(error))?;
+    let _operators = start_operators(&policy, &sockets).map_err(|error| anyhow!(error))?;
+    println!("  {:<16} {}, for Envoy", "operators run", shown(&sockets));
+    let envoy = Server::envoy_with(&policy, &["--operator-sockets", &sockets.display().to_string()])
+        .map_err(|error| anyhow!(error))?;
     started("Envoy", envoy.address());
     println!(
         "\nBoth run the same filter, {}, and the same policy:",
         shown(&places::filter("jwt-auth").map_err(|e| anyhow!(e))?)
     );
-    println!("  {}\n  (from docs/examples/demo, with this run's addresses and keys)\n", shown(&policy));
+    println!("  {}\n  (from docs/examples/demo, with this run's addresses and keys)", shown(&policy));
+    println!("`notes` and `stock` are TypeScript (docs/examples/operators), each in a locked process of its own.\n");
 
     let attempts = attempts(&key, &stranger)?;
     let mut table = Table::default();
@@ -123,7 +130,13 @@ fn demo(keep: bool) -> anyhow::Result<()> {
             envoy.log()
         );
     }
-    println!("\n{} requests, the same answer from both hosts every time.", attempts.len());
+    println!(
+        "\n{} requests, the same answer from both hosts every time. From the log of the operators:\n",
+        attempts.len()
+    );
+    for line in told(&host.log()) {
+        println!("  {line}");
+    }
 
     if !keep {
         println!(
@@ -137,12 +150,38 @@ fn demo(keep: bool) -> anyhow::Result<()> {
     println!("  curl -i http://{}/orders", host.address());
     println!("  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/orders/1001", host.address());
     println!("  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/orders/1001   # through Envoy", envoy.address());
-    println!("  curl -s http://{}/metrics | grep jwt_auth", host.admin());
+    println!("  curl -i -H \"authorization: Bearer $TOKEN\" http://{}/stock/lamp", host.address());
+    println!("  curl -s http://{}/metrics | grep -E 'jwt_auth|operator'", host.admin());
+    println!("  {} operators status", shown(&places::portcullis().map_err(|error| anyhow!(error))?));
     println!("\nEverything keeps running. Ctrl-C ends it.");
     SHOWN.store(true, Ordering::Relaxed);
     loop {
         std::thread::park();
     }
+}
+
+/// The operators once more, on sockets, with a store of their own: two hosts cannot share one.
+fn start_operators(policy: &Path, sockets: &Path) -> Result<Process, String> {
+    let text = std::fs::read_to_string(policy).map_err(|error| error.to_string())?;
+    let own = policy.with_file_name("operators.yaml");
+    let apart = text.replace("storage: ", "storage: for-envoy-");
+    std::fs::write(&own, apart).map_err(|error| error.to_string())?;
+    let mut command = Command::new(places::portcullis()?);
+    command.args(["operators", "run"]).arg(&own).arg("--sockets").arg(sockets);
+    let process = Process::start("portcullis operators run", &mut command)?;
+    process.wait_for(|line| line.contains("operator `stock` on ").then_some(()))?;
+    Ok(process)
+}
+
+/// What operators were refused and why their processes ended, without times.
+fn told(log: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in log.lines().filter(|line| line.contains("refused: needs") || line.contains("the process ended: ")) {
+        let said = line.split_once("INFO ").map_or(line, |(_, said)| said);
+        let (text, rest) = said.split_once(" operator=").unwrap_or((said, ""));
+        lines.push(format!("{}: {text}", rest.split(' ').next().unwrap_or_default()));
+    }
+    lines
 }
 
 /// The committed example with this run's addresses and keys, in a folder that git ignores.
@@ -159,7 +198,6 @@ fn write_policy(api: SocketAddr, key: &SigningKey) -> anyhow::Result<PathBuf> {
     let replacements = [
         ("\"127.0.0.1:8080\"", "\"127.0.0.1:0\"".to_owned()),
         ("\"127.0.0.1:9901\"", "\"127.0.0.1:0\"".to_owned()),
-        ("\"127.0.0.1:9000\"", format!("\"{api}\"")),
         ("../../../target/filters/jwt-auth.wasm", Value::from(filter.display().to_string()).to_string()),
     ];
     for (committed, own) in replacements {
@@ -168,6 +206,12 @@ fn write_policy(api: SocketAddr, key: &SigningKey) -> anyhow::Result<PathBuf> {
         }
         policy = policy.replacen(committed, &own, 1);
     }
+    let operators = places::workspace().join("docs/examples/operators").display().to_string();
+    policy = policy
+        .replace("127.0.0.1:9000", &api.to_string())
+        .replace("../operators", &operators)
+        .replace("../../../.portcullis/demo/kv", "kv");
+    std::fs::write(folder.join("warehouse.txt"), format!("http://{api}\n"))?;
     let mut jwt: Value = serde_json::from_str(&read("jwt.json")?).context("docs/examples/demo/jwt.json")?;
     let keys = jwt
         .pointer_mut("/providers/shop/jwks_inline/keys")
@@ -188,11 +232,16 @@ struct Attempt {
     expected: u16,
 }
 
+/// A search that never ends: the text has no `!`, and there are too many ways to find that out.
+const ENDLESS_SEARCH: &str = "/stock/like/(.+)+!";
+/// Where clouds keep what a machine may know of itself, credentials among it.
+const METADATA: &str = "/stock/lamp?from=http://169.254.169.254";
+
 fn attempts(key: &SigningKey, stranger: &SigningKey) -> anyhow::Result<Vec<Attempt>> {
     let attempt =
         |what, method: &Method, path, token, expected| Attempt { what, method: method.clone(), path, token, expected };
     let read = |change: Value, lifetime| token(key, change, "orders:read", lifetime).map(Some);
-    let (get, post) = (&Method::GET, &Method::POST);
+    let (get, post, put) = (&Method::GET, &Method::POST, &Method::PUT);
     let unsigned = {
         use base64::Engine as _;
         let part = |value: Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(value.to_string());
@@ -213,6 +262,12 @@ fn attempts(key: &SigningKey, stranger: &SigningKey) -> anyhow::Result<Vec<Attem
         attempt("good, new order", post, "/orders", Some(token(key, json!({}), "orders:write", 300)?), 201),
         attempt("health check", get, "/healthz", None, 200),
         attempt("no such route", get, "/admin", None, 404),
+        attempt("operator, no token", get, "/notes", None, 401),
+        attempt("operator, keeps a note", put, "/notes/first", read(json!({}), 300)?, 201),
+        attempt("operator, reads it", get, "/notes/first", read(json!({}), 300)?, 200),
+        attempt("operator, with a secret", get, "/stock/lamp", read(json!({}), 300)?, 200),
+        attempt("operator, tricked (SSRF)", get, METADATA, read(json!({}), 300)?, 500),
+        attempt("operator, tricked (ReDoS)", get, ENDLESS_SEARCH, read(json!({}), 300)?, 503),
     ])
 }
 
@@ -250,7 +305,7 @@ impl Attempt {
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let body = if self.method == Method::POST { r#"{"item":"lamp"}"# } else { "" };
+        let body = if matches!(self.method, Method::POST | Method::PUT) { r#"{"item":"lamp"}"# } else { "" };
         let request = request.body(Full::new(Bytes::from(body)))?;
         let exchange = async {
             let response = sender.send_request(request).await?;
@@ -316,7 +371,7 @@ impl std::fmt::Display for Table {
                 let paint = match cell.as_str() {
                     _ if !colour || index == 0 => None,
                     "200" | "201" => Some("32"),
-                    "401" | "403" | "404" => Some("33"),
+                    "401" | "403" | "404" | "500" | "503" => Some("33"),
                     _ if cell.starts_with("<-") => Some("31"),
                     _ => None,
                 };
@@ -359,6 +414,9 @@ fn start_api() -> anyhow::Result<SocketAddr> {
     Ok(address)
 }
 
+/// What the key in docs/examples/operators is good for: the host puts it in, and the operator never sees it.
+const WAREHOUSE_KEY: &str = include_str!("../../../docs/examples/operators/warehouse-key");
+
 /// What the API answers. It knows who asks from `x-portcullis-sub`, and never sees the token.
 fn orders(request: &Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
     let orders = [(1001, "lamp"), (1002, "chair")];
@@ -366,6 +424,13 @@ fn orders(request: &Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
     let one = request.uri().path().strip_prefix("/orders/").and_then(|id| id.parse::<u32>().ok());
     let (status, body) = match (request.method(), request.uri().path(), one) {
         (&Method::GET, "/healthz", _) => (200, json!({ "ok": true })),
+        (&Method::GET, "/warehouse/lamp", _) => {
+            let key = request.headers().get("authorization").and_then(|key| key.to_str().ok());
+            match key == Some(&format!("Bearer {}", WAREHOUSE_KEY.trim())) {
+                true => (200, json!({ "item": "lamp", "left": 7 })),
+                false => (401, json!({ "error": "who are you?" })),
+            }
+        }
         (&Method::GET, "/orders", _) => {
             let list: Vec<Value> = orders.iter().map(|(id, item)| json!({ "id": id, "item": item })).collect();
             (200, json!({ "customer": customer, "orders": list }))

@@ -412,6 +412,17 @@ impl Compiler<'_> {
     fn key(&mut self, path: &str, name: &str) {
         let before = self.mistakes.len();
         self.name(path, name);
+        self.point_to_key(path, before);
+    }
+
+    /// What is wrong about a key itself.
+    fn wrong_key(&mut self, path: &str, problem: impl Into<String>, hint: impl Into<String>) {
+        let before = self.mistakes.len();
+        self.wrong(path, problem, hint);
+        self.point_to_key(path, before);
+    }
+
+    fn point_to_key(&mut self, path: &str, before: usize) {
         let at = self.root.locate_key(path);
         for mistake in self.mistakes.iter_mut().skip(before) {
             mistake.position = Some(at);

@@ -107,7 +107,11 @@ impl Compiler<'_> {
         let private_net = self.host_ports(&at("permissions.private_net"), &permissions.private_net);
         let granted: Vec<HostPort> = net.iter().chain(&private_net).cloned().collect();
         for (index, variable) in permissions.env.iter().enumerate() {
-            self.variable(&format!("{path}.permissions.env[{index}]"), variable);
+            let path = format!("{path}.permissions.env[{index}]");
+            self.variable(&path, variable);
+            if permissions.secrets.contains_key(variable) {
+                self.wrong(&path, format!("`{variable}` is also a secret"), "use each name once");
+            }
         }
         let mut secrets = Vec::new();
         for (secret_name, secret) in permissions.secrets {
@@ -218,7 +222,19 @@ impl Compiler<'_> {
     }
 
     fn secret(&mut self, path: &str, name: String, secret: &file::Secret, net: &[HostPort]) -> Option<OperatorSecret> {
-        self.key(path, &name);
+        // The operator reads its mark as `env.NAME`.
+        let mut letters = name.chars();
+        let is_identifier = letters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+            && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+            && name.len() <= 64
+            && !matches!(name.as_str(), "kv" | "files");
+        if !is_identifier {
+            self.wrong_key(
+                path,
+                format!("`{}` cannot be a name in `env`", name.escape_debug()),
+                "use 1 to 64 letters, digits and `_`, and no digit first, e.g. `API_KEY`; `kv` and `files` are taken",
+            );
+        }
         let hosts = self.host_ports(&format!("{path}.hosts"), &secret.hosts);
         if secret.hosts.is_empty() {
             self.wrong(

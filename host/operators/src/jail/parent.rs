@@ -1,6 +1,7 @@
 //! The host's side of the launcher: starts it, collects what it reports, and keeps a handle on the confined process.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -92,6 +93,15 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(formatter, "exit status {code}"),
+            Self::Signal(signal) => write!(formatter, "signal {signal}"),
+        }
+    }
 }
 
 impl ProcessHandle {
