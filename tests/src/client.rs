@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use portcullis_harness::{FieldLines, ObservedResponse, RequestPlan};
 
@@ -11,13 +12,17 @@ use crate::process::DEADLINE;
 
 /// Sends a request; `None` means that the connection was closed without a response.
 pub fn send(address: SocketAddr, request: &RequestPlan) -> Result<Option<ObservedResponse>, String> {
-    send_paced(address, request, |_| {})
+    send_paced(address, request, DEADLINE, |_| {})
 }
+
+/// Begins the error of a request that was not answered in time.
+pub const NO_ANSWER: &str = "no answer from";
 
 /// The same, waiting for `pace` before each piece: 0 is the head, then comes the body, then the end of a chunked one.
 pub fn send_paced(
     address: SocketAddr,
     request: &RequestPlan,
+    patience: Duration,
     mut pace: impl FnMut(usize),
 ) -> Result<Option<ObservedResponse>, String> {
     let fail = |what: &str, error: &std::io::Error| format!("{what} {address}: {error}");
@@ -25,7 +30,7 @@ pub fn send_paced(
         TcpStream::connect_timeout(&address, DEADLINE).map_err(|error| fail("cannot connect to", &error))?;
     stream
         .set_nodelay(true)
-        .and_then(|()| stream.set_read_timeout(Some(DEADLINE)))
+        .and_then(|()| stream.set_read_timeout(Some(patience)))
         .and_then(|()| stream.set_write_timeout(Some(DEADLINE)))
         .map_err(|error| fail("cannot set up the connection to", &error))?;
     for (index, piece) in wire_pieces(request).iter().enumerate() {
@@ -42,7 +47,7 @@ pub fn send_paced(
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            return Err(format!("no answer from {address} to `{} {}` in {DEADLINE:?}", request.method, request.path));
+            return Err(format!("{NO_ANSWER} {address} to `{} {}` in {patience:?}", request.method, request.path));
         }
         Err(error) => return Err(fail("cannot read from", &error)),
     }

@@ -207,7 +207,7 @@ pub(crate) enum HeadersAction {
     Continue,
     /// Headers stay here; whether body callbacks go on is the plugin's setting.
     Stop,
-    /// Headers go on and the message ends with them.
+    /// Headers go on and, by its name, the message ends with them. Envoy 1.40 lets the rest follow.
     ContinueAndEndStream,
     /// Nothing more is delivered until the guest resumes; the body is kept, up to the limit.
     StopAllAndBuffer,

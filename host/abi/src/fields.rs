@@ -48,8 +48,8 @@ pub enum Message {
 }
 
 impl Message {
-    /// Fields that Envoy keeps in one line per message; what is added to them is joined with a comma. Measured in Envoy
-    /// 1.40, which joins some that are lists (RFC 9110, section 5.3) and some that are not.
+    /// Fields that Envoy keeps in one line per message; what is added to them is joined with a comma. Envoy 1.40 names
+    /// them in its log when it starts; some are lists (RFC 9110, section 5.3) and some are not.
     fn joins(self, name: &[u8]) -> bool {
         match self {
             Message::Request => matches!(
@@ -58,11 +58,16 @@ impl Message {
                     | b"accept-encoding"
                     | b"access-control-request-headers"
                     | b"access-control-request-method"
+                    | b"access-control-request-private-network"
+                    | b"authentication"
                     | b"authorization"
                     | b"cache-control"
+                    | b"cdn-loop"
+                    | b"connection"
                     | b"content-encoding"
                     | b"content-length"
                     | b"content-type"
+                    | b"expect"
                     | b"grpc-accept-encoding"
                     | b"grpc-timeout"
                     | b"if-match"
@@ -70,14 +75,43 @@ impl Message {
                     | b"if-none-match"
                     | b"if-range"
                     | b"if-unmodified-since"
+                    | b"keep-alive"
                     | b"origin"
                     | b"pragma"
+                    | b"proxy-connection"
                     | b"proxy-status"
                     | b"referer"
                     | b"te"
+                    | b"transfer-encoding"
+                    | b"upgrade"
                     | b"user-agent"
                     | b"via"
                     | b"x-client-trace-id"
+                    | b"x-envoy-attempt-count"
+                    | b"x-envoy-decorator-operation"
+                    | b"x-envoy-downstream-service-cluster"
+                    | b"x-envoy-downstream-service-node"
+                    | b"x-envoy-expected-rq-timeout-ms"
+                    | b"x-envoy-external-address"
+                    | b"x-envoy-force-trace"
+                    | b"x-envoy-hedge-on-per-try-timeout"
+                    | b"x-envoy-internal"
+                    | b"x-envoy-ip-tags"
+                    | b"x-envoy-is-timeout-retry"
+                    | b"x-envoy-max-retries"
+                    | b"x-envoy-original-host"
+                    | b"x-envoy-original-path"
+                    | b"x-envoy-original-url"
+                    | b"x-envoy-retriable-header-names"
+                    | b"x-envoy-retriable-status-codes"
+                    | b"x-envoy-retry-grpc-on"
+                    | b"x-envoy-retry-on"
+                    | b"x-envoy-upstream-alt-stat-name"
+                    | b"x-envoy-upstream-rq-per-try-timeout-ms"
+                    | b"x-envoy-upstream-rq-timeout-alt-response"
+                    | b"x-envoy-upstream-rq-timeout-ms"
+                    | b"x-envoy-upstream-stream-duration-ms"
+                    | b"x-forwarded-client-cert"
                     | b"x-forwarded-for"
                     | b"x-forwarded-host"
                     | b"x-forwarded-port"
@@ -90,6 +124,7 @@ impl Message {
                     | b"access-control-allow-headers"
                     | b"access-control-allow-methods"
                     | b"access-control-allow-origin"
+                    | b"access-control-allow-private-network"
                     | b"access-control-expose-headers"
                     | b"access-control-max-age"
                     | b"age"
@@ -103,16 +138,27 @@ impl Message {
                     | b"expires"
                     | b"grpc-message"
                     | b"grpc-status"
+                    | b"keep-alive"
                     | b"last-modified"
                     | b"location"
+                    | b"proxy-connection"
                     | b"proxy-status"
                     | b"server"
                     | b"transfer-encoding"
+                    | b"upgrade"
                     | b"vary"
                     | b"via"
+                    | b"x-envoy-attempt-count"
+                    | b"x-envoy-decorator-operation"
+                    | b"x-envoy-degraded"
+                    | b"x-envoy-immediate-health-check-fail"
+                    | b"x-envoy-ratelimited"
+                    | b"x-envoy-upstream-canary"
+                    | b"x-envoy-upstream-healthchecked-cluster"
+                    | b"x-envoy-upstream-service-time"
                     | b"x-request-id"
             ),
-            Message::Trailers => false,
+            Message::Trailers => matches!(name, b"grpc-message" | b"grpc-status"),
         }
     }
 }
@@ -155,11 +201,7 @@ impl FieldMap {
             return;
         }
         let joined = if present.is_empty() { value.to_vec() } else { [present, b",", value].concat() };
-        if let Some(line) = self.store(name, &joined) {
-            self.live -= self.lines[at].size();
-            self.lines[at] = line;
-            self.compact();
-        }
+        self.replace_value(at, name, &joined);
     }
 
     /// The first value of `name`. Case does not matter; `host` also finds `:authority`.
@@ -186,6 +228,22 @@ impl FieldMap {
         let name = alias(name);
         self.remove(name);
         self.push(name, value);
+    }
+
+    /// Gives the first line called `name` another value; adds one at the end where there is none.
+    pub(crate) fn set_in_place(&mut self, name: &[u8], value: &[u8]) {
+        let Some(at) = self.lines.iter().position(|line| self.is_named(*line, name)) else {
+            return self.push(name, value);
+        };
+        self.replace_value(at, name, value);
+    }
+
+    fn replace_value(&mut self, at: usize, name: &[u8], value: &[u8]) {
+        if let Some(line) = self.store(name, value) {
+            self.live -= self.lines[at].size();
+            self.lines[at] = line;
+            self.compact();
+        }
     }
 
     /// Removes all lines called `name`; says whether there was one.

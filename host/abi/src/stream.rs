@@ -37,8 +37,6 @@ pub(crate) struct LaneStage {
     pub(crate) end_seen: bool,
     /// Trailers have arrived here and wait.
     pub(crate) trailers_held: bool,
-    /// The guest ended the message with its headers: what follows is dropped.
-    pub(crate) cut: bool,
     /// What the guest is shown grows with every chunk.
     pub(crate) buffering: bool,
     /// Bytes that wait here without being shown. What is shown is in the exchange's view.

@@ -4,6 +4,7 @@
 //! is over the limit is reported as none at all.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -45,6 +46,7 @@ async fn exchange(upstream: &Rc<Upstream>, call: &Call) -> Result<CallAnswer, Fa
         Ok(head.map(|()| body))
     };
     let mut fresh = false;
+    let started = Instant::now();
     let (response, lease) = loop {
         let mut lease = upstream.lease(fresh).await.map_err(|failure| Failed(failure, false))?;
         match lease.send(request()?).await {
@@ -53,12 +55,14 @@ async fn exchange(upstream: &Rc<Upstream>, call: &Call) -> Result<CallAnswer, Fa
             Err(failed) => return Err(Failed(failed.failure, false)),
         }
     };
-    read(response, lease).await
+    read(response, lease, started.elapsed()).await
 }
 
-async fn read(response: http::Response<Incoming>, lease: Lease) -> Result<CallAnswer, Failed> {
+async fn read(response: http::Response<Incoming>, lease: Lease, took: Duration) -> Result<CallAnswer, Failed> {
     let (head, mut body) = response.into_parts();
-    let fields = message::response_fields(&head);
+    let mut fields = message::response_fields(&head);
+    // As Envoy tells how long the upstream took.
+    fields.push(b"x-envoy-upstream-service-time", took.as_millis().to_string().as_bytes());
     let mut bytes = Vec::new();
     let mut trailers = FieldMap::new();
     while let Some(frame) = body.frame().await {

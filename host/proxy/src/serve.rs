@@ -154,7 +154,11 @@ fn respond(
         source: if bodiless {
             Source::Nothing
         } else {
-            Source::Released { watch: watch.clone_armed(), body: Released::new(Rc::clone(outbox), promised) }
+            Source::Released {
+                watch: watch.clone_armed(),
+                body: Released::new(Rc::clone(outbox), promised),
+                begun: false,
+            }
         },
         _in_flight: in_flight,
     });
@@ -329,7 +333,12 @@ pub(crate) struct ResponseBody {
 enum Source {
     Nothing,
     Fixed(Option<Bytes>),
-    Released { watch: Watch, body: Released },
+    Released {
+        watch: Watch,
+        body: Released,
+        /// hyper has asked for something, so it has the head.
+        begun: bool,
+    },
 }
 
 impl Body for ResponseBody {
@@ -342,8 +351,13 @@ impl Body for ResponseBody {
             Source::Fixed(bytes) => {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
-            Source::Released { watch, body } => {
+            Source::Released { watch, body, begun } => {
                 let exchange = &watch.exchange;
+                if !std::mem::replace(begun, true) && exchange.response.is_broken() {
+                    // A response that is cut off at once still has a head, which hyper writes when it has to wait.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 let frame = ready!(body.poll_frame(cx));
                 exchange.touch();
                 match &frame {
@@ -368,7 +382,8 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Nothing => true,
             Source::Fixed(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Source::Released { body, .. } => body.is_done(),
+            // That there is a body was said with the head, even if nothing came of it.
+            Source::Released { body, begun, .. } => *begun && body.is_done(),
         }
     }
 

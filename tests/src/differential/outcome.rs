@@ -28,6 +28,16 @@ impl Outcome {
         self.lines.extend(told.streams.iter().map(|line| plain(line)));
     }
 
+    /// What streams told, every callback once and without its arguments.
+    pub fn callbacks(&mut self, told: &Told) {
+        for line in told.streams.iter().filter(|line| !line.starts_with(' ')) {
+            let callback = line.split_once('(').map_or(line.as_str(), |(callback, _)| callback).to_owned();
+            if !self.lines.contains(&callback) {
+                self.lines.push(callback);
+            }
+        }
+    }
+
     /// What the client got.
     pub fn response(&mut self, response: Option<&ObservedResponse>) {
         let Some(response) = response else {
@@ -47,15 +57,17 @@ impl Outcome {
             self.lines.push("upstream: nothing".to_owned());
         }
         for request in requests {
-            self.request("upstream", request);
+            self.request("upstream", request, false);
         }
     }
 
     /// What another upstream was asked by a guest.
-    pub fn request(&mut self, whose: &str, request: &ObservedRequest) {
+    pub fn request(&mut self, whose: &str, request: &ObservedRequest, notes_too: bool) {
         let line = format!("{whose}: {} {} for {}", request.method, request.path, request.authority);
         self.lines.push(plain(&line));
-        self.fields(whose, &request.fields, &["x-calls"]);
+        // What Envoy tells an upstream of itself is a row of its own, and of no account in the others.
+        let notes = ["x-calls", "x-envoy-internal", "x-envoy-expected-rq-timeout-ms"];
+        self.fields(whose, &request.fields, if notes_too { &notes[..1] } else { &notes });
         self.body(whose, &request.body, request.complete);
         self.fields(&format!("{whose}: trailer"), &request.trailers, &[]);
     }

@@ -10,6 +10,8 @@ use crate::places;
 
 /// The filter that rows without plugins share.
 pub const SHARED: &str = "calls";
+/// The same for those that are strict.
+pub const STRICT: &str = "strict";
 
 /// Where the upstreams are.
 pub struct Upstreams {
@@ -22,13 +24,22 @@ pub struct Upstreams {
 }
 
 /// Writes the policy, and what it names, into `folder`; returns its path.
-pub fn write(folder: &Path, rows: &[Row], upstreams: &Upstreams) -> Result<PathBuf, String> {
-    let shared = Plugin::new(SHARED);
-    let mut filters = vec![filter(SHARED, SHARED, &shared, folder)?];
-    let mut routes = vec![json!({
-        "name": SHARED, "match": { "path": { "prefix": format!("/{SHARED}/") } }, "filters": [SHARED], "upstream": "origin",
-    })];
-    for row in rows.iter().filter(|row| !row.plugins.is_empty()) {
+pub fn write<'a>(
+    folder: &Path,
+    rows: impl IntoIterator<Item = &'a Row>,
+    upstreams: &Upstreams,
+) -> Result<PathBuf, String> {
+    let strict = Plugin::new(STRICT).settings(json!({ "allow_on_headers_stop_iteration": false }));
+    let mut filters =
+        vec![filter(SHARED, SHARED, &Plugin::new(SHARED), folder)?, filter(STRICT, STRICT, &strict, folder)?];
+    let mut routes: Vec<Value> = [SHARED, STRICT]
+        .iter()
+        .map(|name| {
+            let path = json!({ "path": { "prefix": format!("/{name}/") } });
+            json!({ "name": name, "match": path, "filters": [name], "upstream": "origin" })
+        })
+        .collect();
+    for row in rows.into_iter().filter(|row| !row.plugins.is_empty()) {
         let slug = row.slug();
         let mut names = Vec::new();
         for plugin in &row.plugins {

@@ -14,14 +14,20 @@ pub struct Row {
     pub script: String,
     /// The plugins on the way of its requests, in order. Empty: one that all such rows share.
     pub plugins: Vec<Plugin>,
+    /// The plugin that rows without plugins share stops everything when it stops at headers.
+    pub strict: bool,
     /// Its requests, in order.
     pub steps: Vec<Step>,
     /// Wait for this line of the guest's.
     pub until: Option<&'static str>,
     /// Streams end without a word, since their VM is gone.
     pub dies: bool,
+    /// It has hosts of its own, which may refuse to start, or end.
+    pub alone: bool,
     /// What the root context tells is part of the outcome.
     pub root: bool,
+    /// In how many pieces a body comes is of no account.
+    pub coarse: bool,
     /// What the upstream got is part of the outcome.
     pub upstream: bool,
     /// Metrics with these names are part of the outcome.
@@ -201,10 +207,13 @@ impl Row {
             shows,
             script: String::new(),
             plugins: Vec::new(),
+            strict: false,
             steps: vec![Step::get()],
             until: None,
             dies: false,
+            alone: false,
             root: false,
+            coarse: false,
             upstream: false,
             metrics: Vec::new(),
             deviation: None,
@@ -240,6 +249,20 @@ impl Row {
         self.plugin(Plugin::new("own").configuration(configuration))
     }
 
+    /// What the root context tells is part of the outcome.
+    #[must_use]
+    pub fn with_root(mut self) -> Row {
+        self.root = true;
+        self
+    }
+
+    /// Where the guest stops at headers, no body comes to it: `allow_on_headers_stop_iteration` is off.
+    #[must_use]
+    pub fn strict(mut self) -> Row {
+        self.strict = true;
+        self
+    }
+
     /// One plugin of its own with settings as in a policy file.
     #[must_use]
     pub fn with(self, settings: Value) -> Row {
@@ -257,6 +280,20 @@ impl Row {
     #[must_use]
     pub fn dies(mut self) -> Row {
         self.dies = true;
+        self
+    }
+
+    /// In how many pieces a body comes is of no account: it is large.
+    #[must_use]
+    pub fn coarse(mut self) -> Row {
+        self.coarse = true;
+        self
+    }
+
+    /// It has hosts of its own: whether they start, and whether they live on, is part of the outcome.
+    #[must_use]
+    pub fn alone(mut self) -> Row {
+        self.alone = true;
         self
     }
 

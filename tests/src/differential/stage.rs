@@ -9,7 +9,7 @@ use portcullis_harness::{HostKind, RequestPlan};
 
 use super::origin::Origin;
 use super::outcome::Outcome;
-use super::policy::{self, SHARED, Upstreams};
+use super::policy::{self, SHARED, STRICT, Upstreams};
 use super::row::{Row, Step};
 use super::transcript::{Told, Transcripts};
 use crate::client;
@@ -25,11 +25,11 @@ const PIECE_PAUSE_MAX: Duration = Duration::from_millis(150);
 const UPSTREAM_LAG_MAX: Duration = Duration::from_millis(500);
 
 /// How long a row may take to come to its end.
-const ROW_TIME_MAX: Duration = Duration::from_secs(10);
+const ROW_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Both hosts and what stands behind them. Rows are run one at a time.
 pub struct Stage {
-    sides: [Side; 2],
+    sides: Vec<Side>,
     origin: Origin,
     callee: Upstream,
     fences: u32,
@@ -43,8 +43,8 @@ struct Side {
 }
 
 impl Stage {
-    /// Starts both hosts.
-    pub fn start(rows: &[Row]) -> Result<Stage, String> {
+    /// Starts these hosts.
+    pub fn start<'a>(rows: impl IntoIterator<Item = &'a Row>, hosts: &[HostKind]) -> Result<Stage, String> {
         let (origin, callee) = (Origin::start()?, Upstream::start()?);
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
         let upstreams = Upstreams { origin: origin.address(), callee: callee.address(), closed: closed_address()? };
@@ -55,12 +55,32 @@ impl Stage {
             let server = Server::start_watched(host, &policy, move |line| !noted.note(line))?;
             Ok(Side { host, server, transcripts })
         };
-        let (ours, envoy) = std::thread::scope(|scope| {
-            let envoy = scope.spawn(|| side(HostKind::Envoy));
-            (side(HostKind::Standalone), envoy.join())
-        });
-        let envoy = envoy.map_err(|_| "starting Envoy panicked".to_owned())??;
-        Ok(Stage { sides: [envoy, ours?], origin, callee, fences: 0, _folder: folder })
+        let sides = std::thread::scope(|scope| -> Result<Vec<Side>, String> {
+            let side = &side;
+            let starting: Vec<_> = hosts.iter().map(|host| scope.spawn(move || side(*host))).collect();
+            let started =
+                starting.into_iter().map(|side| side.join().map_err(|_| "starting a host panicked".to_owned()));
+            started.map(|side| side.and_then(|side| side)).collect()
+        })?;
+        Ok(Stage { sides, origin, callee, fences: 0, _folder: folder })
+    }
+
+    /// Runs a row in a host that is its own, which may refuse to start, or end.
+    pub fn run_alone(host: HostKind, row: &Row) -> Result<Outcome, String> {
+        let Ok(mut stage) = Stage::start([row], &[host]) else {
+            return Ok(Outcome { lines: vec!["host: it does not start".to_owned()] });
+        };
+        let outcome = stage.run(host, row);
+        let silent = outcome.as_ref().is_err_and(|error| error.contains(client::NO_ANSWER));
+        if stage.is_running() && !silent {
+            return outcome;
+        }
+        Ok(Outcome { lines: vec!["host: it crashes, or answers no more".to_owned()] })
+    }
+
+    /// Whether all hosts still run.
+    pub fn is_running(&mut self) -> bool {
+        self.sides.iter_mut().all(|side| side.server.is_running())
     }
 
     /// Runs a row on one host.
@@ -88,7 +108,11 @@ impl Stage {
         if row.root {
             whole.root(&told, row.until);
         }
-        whole.streams(&told);
+        if row.coarse {
+            whole.callbacks(&told);
+        } else {
+            whole.streams(&told);
+        }
         whole.lines.append(&mut outcome.lines);
         if !row.metrics.is_empty() {
             let counters = side.server.counters()?;
@@ -121,7 +145,7 @@ impl Side {
         let request = self.request(row, step);
         let deadline = Instant::now() + ROW_TIME_MAX;
         let response = loop {
-            let response = client::send_paced(self.server.address(), &request, |piece| pace.wait(piece))?;
+            let response = client::send_paced(self.server.address(), &request, ROW_TIME_MAX, |piece| pace.wait(piece))?;
             let status = response.as_ref().map(|response| response.status);
             if step.until_status.is_none() || status == step.until_status {
                 break response;
@@ -144,7 +168,7 @@ impl Side {
             outcome.upstream(&requests);
         }
         for request in callee.take_requests() {
-            outcome.request("callee", &request);
+            outcome.request("callee", &request, row.deviation == Some("notes on callouts"));
         }
         Ok(())
     }
@@ -188,11 +212,11 @@ impl Side {
     }
 }
 
-/// Lets a piece of a body go when the guest has told something of the one before.
+/// Lets a piece of a body go when the guest has told of the one before.
 struct Pace {
     transcripts: Arc<Transcripts>,
     row: String,
-    /// How many lines there were when the last piece went.
+    /// How many pieces had been told of when the last one went.
     told: AtomicUsize,
 }
 
@@ -205,11 +229,11 @@ impl Pace {
         // The first piece of a body follows its head at once.
         if piece > 1 {
             let before = self.told.load(Ordering::SeqCst);
-            self.transcripts.wait(&self.row, PIECE_PAUSE_MAX, |told| told.len() > before);
+            self.transcripts.wait(&self.row, PIECE_PAUSE_MAX, |told| told.bodies() > before);
             // What belongs to the same callback comes at once; let it.
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.told.store(self.transcripts.told(&self.row).len(), Ordering::SeqCst);
+        self.told.store(self.transcripts.told(&self.row).bodies(), Ordering::SeqCst);
     }
 }
 

@@ -31,8 +31,14 @@ impl Compared {
 pub struct Suite {
     rows: Vec<Row>,
     results: Vec<OnceLock<Result<Compared, String>>>,
-    stage: Mutex<Option<Result<Stage, String>>>,
+    /// Which of the stages each row is run on.
+    places: Vec<usize>,
+    /// Hosts take so many plugins and no more, so there are several.
+    stages: Vec<Mutex<Option<Result<Stage, String>>>>,
 }
+
+/// Plugins that one stage holds, beside those that rows share.
+const PLUGINS_MAX: usize = 40;
 
 impl Default for Suite {
     fn default() -> Suite {
@@ -45,7 +51,17 @@ impl Suite {
     pub fn new() -> Suite {
         let rows = rows::all();
         let results = rows.iter().map(|_| OnceLock::new()).collect();
-        Suite { rows, results, stage: Mutex::new(None) }
+        let mut plugins = 0;
+        let places: Vec<usize> = rows
+            .iter()
+            .map(|row| {
+                plugins += if row.alone { 0 } else { row.plugins.len() };
+                // Rows without plugins of their own can be run on any.
+                if row.plugins.is_empty() { 0 } else { plugins / PLUGINS_MAX }
+            })
+            .collect();
+        let stages = (0..=plugins / PLUGINS_MAX).map(|_| Mutex::new(None)).collect();
+        Suite { rows, results, places, stages }
     }
 
     /// The rows, in the order of the page.
@@ -58,13 +74,34 @@ impl Suite {
         let (Some(row), Some(result)) = (self.rows.get(index), self.results.get(index)) else {
             return Err("there is no such row".to_owned());
         };
-        result.get_or_init(|| self.run(row)).as_ref().map_err(Clone::clone)
+        result.get_or_init(|| self.run(index, row)).as_ref().map_err(Clone::clone)
     }
 
-    fn run(&self, row: &Row) -> Result<Compared, String> {
-        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        let stage = stage.get_or_insert_with(|| Stage::start(&self.rows)).as_mut().map_err(|error| error.clone())?;
-        Ok(Compared { envoy: stage.run(HostKind::Envoy, row)?, ours: stage.run(HostKind::Standalone, row)? })
+    fn run(&self, index: usize, row: &Row) -> Result<Compared, String> {
+        if row.alone {
+            return Ok(Compared {
+                envoy: Stage::run_alone(HostKind::Envoy, row)?,
+                ours: Stage::run_alone(HostKind::Standalone, row)?,
+            });
+        }
+        let number = self.places.get(index).copied().unwrap_or_default();
+        let Some(place) = self.stages.get(number) else { return Err("there is no such stage".to_owned()) };
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let stage = place.get_or_insert_with(|| self.start(number)).as_mut().map_err(|error| error.clone())?;
+        let compared = stage.run(HostKind::Envoy, row).and_then(|envoy| {
+            let ours = stage.run(HostKind::Standalone, row)?;
+            Ok(Compared { envoy, ours })
+        });
+        if compared.is_err() && !stage.is_running() {
+            // A row that ends a host must not fail those after it.
+            *place = None;
+        }
+        compared
+    }
+
+    fn start(&self, number: usize) -> Result<Stage, String> {
+        let rows = self.rows.iter().zip(&self.places).filter(|(row, place)| !row.alone && **place == number);
+        Stage::start(rows.map(|(row, _)| row), &[HostKind::Envoy, HostKind::Standalone])
     }
 
     /// Whether a row came out as declared.
@@ -109,6 +146,8 @@ impl Suite {
 
     /// Ends both hosts.
     pub fn end(&self) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        for stage in &self.stages {
+            *stage.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }

@@ -40,14 +40,9 @@ impl Told {
         all.any(|line| line.contains(text))
     }
 
-    /// How many lines there are.
-    pub fn len(&self) -> usize {
-        self.streams.len() + self.roots.iter().map(|(_, lines)| lines.len()).sum::<usize>()
-    }
-
-    /// Whether nothing was told.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// How many pieces of bodies were told of, in both directions.
+    pub fn bodies(&self) -> usize {
+        self.streams.iter().filter(|line| line.contains("_body(")).count()
     }
 }
 

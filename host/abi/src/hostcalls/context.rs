@@ -49,7 +49,8 @@ pub(super) fn set_tick_period(call: &mut Call<'_>, milliseconds: u32) -> Answer 
 
 pub(super) fn set_effective_context(call: &mut Call<'_>, id: u32) -> Answer {
     let state = call.state_mut();
-    if state.root_id_of(id).is_none() {
+    // Context 0 is the VM's own in Envoy: it exists, and nothing belongs to it.
+    if id != 0 && state.root_id_of(id).is_none() {
         return Ok(Status::BadArgument);
     }
     state.effective = id;

@@ -90,11 +90,12 @@ impl Worker {
         };
         let allow_stop = self.plugins[stream.stages[stage].seat.plugin].plugin.allow_on_headers_stop_iteration;
         let (hold, watermark) = match action.unwrap_or(HeadersAction::Continue) {
-            HeadersAction::Continue => (Hold::Nothing, false),
-            HeadersAction::ContinueAndEndStream => {
-                stream.stages[stage].lane_mut(direction).cut = true;
-                return self.pass_headers(id, stream, direction, stage, true);
+            HeadersAction::Continue => {
+                // What was paused stays visible to its guest, in Envoy, also after it has gone.
+                stream.exchange.borrow_mut().stages[stage].set_headers_visible(direction, false);
+                (Hold::Nothing, false)
             }
+            HeadersAction::ContinueAndEndStream => (Hold::Nothing, false),
             HeadersAction::Stop if allow_stop => (Hold::Headers, true),
             HeadersAction::Stop | HeadersAction::StopAllAndWatermark => (Hold::All, true),
             HeadersAction::StopAllAndBuffer => (Hold::All, false),
@@ -116,7 +117,6 @@ impl Worker {
         stage: usize,
         end: bool,
     ) {
-        stream.exchange.borrow_mut().stages[stage].set_headers_visible(direction, false);
         stream.stages[stage].lane_mut(direction).headers_passed = true;
         let next = stream.next(direction, stage);
         self.deliver_headers(id, stream, direction, next, end);
@@ -139,9 +139,6 @@ impl Worker {
             return self.emit_body(id, stream, direction, bytes, end);
         };
         let lane = stream.stages[stage].lane_mut(direction);
-        if lane.cut {
-            return;
-        }
         lane.end_seen |= end;
         if lane.hold == Hold::All {
             lane.held.extend_from_slice(&bytes);
@@ -223,9 +220,6 @@ impl Worker {
             return self.emit_trailers(id, stream, direction);
         };
         let lane = stream.stages[stage].lane_mut(direction);
-        if lane.cut {
-            return;
-        }
         lane.end_seen = true;
         if lane.hold == Hold::All {
             lane.trailers_held = true;
@@ -248,9 +242,13 @@ impl Worker {
         let Outcome::Proceed { resumed } = self.outcome(id, stream, direction, stage, action.is_some()) else {
             return;
         };
+        let goes_on = action.is_none_or(|action| action == HeadersAction::Continue);
+        if goes_on {
+            stream.exchange.borrow_mut().stages[stage].set_trailers_visible(direction, false);
+        }
         let lane = stream.stages[stage].lane_mut(direction);
         lane.trailers_held = true;
-        if resumed || action.is_none_or(|action| action == HeadersAction::Continue) {
+        if resumed || goes_on {
             self.release(id, stream, direction, stage);
         } else if lane.hold == Hold::Nothing {
             lane.hold = Hold::Trailers;
@@ -265,8 +263,6 @@ impl Worker {
             lane.buffering = false;
             let mut exchange = stream.exchange.borrow_mut();
             let view = &mut exchange.stages[stage];
-            view.set_headers_visible(direction, false);
-            view.set_trailers_visible(direction, false);
             let shown = view.body_mut(direction).take().unwrap_or_default();
             let body = if lane.held.is_empty() {
                 shown

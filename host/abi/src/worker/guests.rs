@@ -142,10 +142,7 @@ impl Worker {
             self.reset(id, stream);
             return Outcome::Diverted;
         }
-        if let Some(response) = asked.local_response
-            // A local response on its way out through the filters is not replaced by another one.
-            && !(direction == Direction::Response && stream.local.is_some())
-        {
+        if let Some(response) = asked.local_response {
             self.answer_locally(id, stream, response);
             return Outcome::Diverted;
         }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Action, StreamId, Worker};
 use crate::abi::Direction;
 use crate::exchange::LocalResponse;
-use crate::fields::FieldMap;
+use crate::fields::{FieldMap, Message};
 use crate::grpc::status_of_http;
 use crate::stream::{Sent, Stream};
 
@@ -66,27 +66,36 @@ fn local_message(request: &FieldMap, response: LocalResponse) -> (FieldMap, Byte
     if is_grpc {
         // A gRPC client understands nothing but trailers: status 200, and the outcome in its own fields.
         fields.push(b":status", b"200");
-        fields.push(b"content-type", b"application/grpc");
+        add_extra(&mut fields, &extra);
+        fields.set_in_place(b"content-type", b"application/grpc");
         let code = grpc_status.unwrap_or_else(|| status_of_http(status));
-        fields.push(b"grpc-status", code.to_string().as_bytes());
-        if !body.is_empty() {
-            fields.push(b"grpc-message", percent_encoded(&body).as_bytes());
+        if !fields.contains(b"grpc-status") {
+            fields.push(b"grpc-status", code.to_string().as_bytes());
         }
-        for (name, value) in extra.iter().filter(|(name, _)| !name.starts_with(b":")) {
-            fields.set(name, value);
+        if !body.is_empty() {
+            fields.set_in_place(b"grpc-message", percent_encoded(&body).as_bytes());
         }
         return (fields, Bytes::new());
     }
     fields.push(b":status", status.to_string().as_bytes());
-    let framing: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"content-type"];
-    for (name, value) in extra.iter().filter(|(name, _)| !name.starts_with(b":") && !framing.contains(name)) {
-        fields.push(name, value);
-    }
-    if !body.is_empty() {
-        fields.push(b"content-type", extra.get(b"content-type").unwrap_or(b"text/plain"));
-        fields.push(b"content-length", body.len().to_string().as_bytes());
+    add_extra(&mut fields, &extra);
+    if body.is_empty() {
+        fields.remove(b"content-length");
+        fields.remove(b"content-type");
+    } else {
+        fields.set_in_place(b"content-length", body.len().to_string().as_bytes());
+        if !fields.contains(b"content-type") {
+            fields.push(b"content-type", b"text/plain");
+        }
     }
     (fields, body)
+}
+
+/// What the guest adds to an answer: what Envoy then sets itself takes the place of what the guest said.
+fn add_extra(fields: &mut FieldMap, extra: &FieldMap) {
+    for (name, value) in extra.iter().filter(|(name, _)| !name.starts_with(b":") && *name != b"transfer-encoding") {
+        fields.append(Message::Response, name, value);
+    }
 }
 
 fn percent_encoded(message: &[u8]) -> String {

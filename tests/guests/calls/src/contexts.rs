@@ -141,7 +141,10 @@ pub(crate) fn has(callback: &'static str, id: u32) -> bool {
     STATE.with_borrow_mut(|state| {
         let parent = state.context(id).parent;
         let scripts = [parent, id].into_iter().filter_map(|owner| state.contexts.get(&owner));
-        scripts.flat_map(|context| &context.script).any(|statement| statement.callback == callback)
+        scripts.flat_map(|context| &context.script).any(|statement| {
+            let (_, wanted) = statement.callback.split_once('/').unwrap_or(("", &statement.callback));
+            wanted == callback
+        })
     })
 }
 

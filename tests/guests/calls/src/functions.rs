@@ -152,6 +152,7 @@ functions! {
         args_sizes_get(u32, u32) [GivesU32, GivesU32];
         clock_res_get(u32, u32) [Number, GivesU64];
         clock_time_get(u32, u64, u32) [Number, Number, GivesU64];
+        environ_sizes_get(u32, u32) [GivesU32, GivesU32];
         fd_close(u32) [Number];
         fd_fdstat_get(u32, u32) [Number, GivesU64];
         fd_fdstat_set_flags(u32, u32) [Number, Number];

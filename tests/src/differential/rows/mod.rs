@@ -1,12 +1,33 @@
 //! All rows, by area: in the order in which a reader of the ABI meets them.
 
+mod basics;
+mod buffers;
+mod callouts;
+mod environment;
+mod failure;
+mod flow;
+mod lifecycle;
+mod local;
 mod maps;
+mod shared;
 
 use super::row::{Row, Step};
 
 /// All rows.
 pub fn all() -> Vec<Row> {
-    maps::rows()
+    let areas = [
+        lifecycle::rows,
+        basics::rows,
+        maps::rows,
+        buffers::rows,
+        flow::rows,
+        local::rows,
+        callouts::rows,
+        shared::rows,
+        environment::rows,
+        failure::rows,
+    ];
+    areas.into_iter().flat_map(|rows| rows()).collect()
 }
 
 /// The callbacks of a stream, as scripts name them.

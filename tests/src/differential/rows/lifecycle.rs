@@ -1,0 +1,126 @@
+//! How plugins begin: VMs, root contexts, configurations, start functions, exports.
+
+use serde_json::json;
+
+use crate::differential::{Plugin, Row, Step};
+
+/// What the modules below have in common.
+const MODULE: &str = r#"
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (func (export "proxy_abi_version_0_2_1"))
+"#;
+/// An allocator that gives the second page.
+const ALLOCATE: &str = r#"(func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 65536))"#;
+
+/// Logs a text, which lies at an address of its own.
+fn say(at: usize, text: &str) -> (String, String) {
+    (
+        format!("(data (i32.const {at}) \"{text}\")"),
+        format!("(drop (call $log (i32.const 3) (i32.const {at}) (i32.const {})))", text.len()),
+    )
+}
+
+fn module(id: &str, functions: &[(&str, &str, &str)], rest: &str) -> Plugin {
+    let mut text = format!("(module {MODULE} {rest}");
+    for (index, (name, signature, answer)) in functions.iter().enumerate() {
+        let (data, call) = say(1024 + index * 128, &format!("@{id}#1@{name}"));
+        text.push_str(&format!("{data} (func (export \"{name}\") {signature} {call} {answer})"));
+    }
+    text.push(')');
+    Plugin::new("own").text(text)
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    const BOOL: &str = "(param i32 i32) (result i32)";
+    const YES: &str = "(i32.const 1)";
+    let started = |id: &'static str, shows: &'static str, functions: &[(&str, &str, &str)], rest: &str| {
+        Row::new(id, shows).plugin(module(id, functions, rest)).with_root().steps([]).until("proxy_on_configure")
+    };
+    vec![
+        Row::new("lifecycle/order", "A root is created, told of its VM, and configured; streams come after.")
+            .plugin(
+                Plugin::new("own")
+                    .configuration("row: lifecycle/order")
+                    .settings(json!({ "vm_configuration": "row: lifecycle/order" })),
+            )
+            .with_root(),
+        Row::new("lifecycle/no_configurations", "Without configurations their lengths are 0.")
+            .plugin(Plugin::new("own"))
+            .script("request_headers: proxy_get_buffer_bytes 6 0 100"),
+        Row::new("lifecycle/in_configure", "What can be called while a plugin is configured.")
+            .root(
+                r#"
+                row: lifecycle/in_configure
+                configure: proxy_get_header_map_value 0 ":path"
+                configure: proxy_get_header_map_pairs 0
+                configure: proxy_add_header_map_value 0 "x" "1"
+                configure: proxy_get_buffer_bytes 0 0 10
+                configure: proxy_get_property "plugin_name"
+                configure: proxy_get_property "plugin_root_id"
+                configure: proxy_get_property "plugin_vm_id"
+                configure: proxy_get_property "request\0path"
+                configure: proxy_set_property "row" "1"
+                configure: proxy_continue_stream 0
+                configure: proxy_send_local_response 403 "" "" { } -1
+                configure: proxy_done
+                configure: proxy_set_effective_context $context
+                "#,
+            )
+            .steps([]),
+        Row::new("lifecycle/shared_vm", "A second plugin with the same vm_id, module and VM configuration gets a root in the same VM, and no vm_start.")
+            .plugin(Plugin::new("one").configuration("row: lifecycle/shared_vm\nname: one"))
+            .plugin(Plugin::new("two").configuration("row: lifecycle/shared_vm\nname: two"))
+            .with_root(),
+        Row::new("lifecycle/shared_root", "Two plugins of one name, root id and configuration would share a root; of two names they do not.")
+            .plugin(Plugin::new("one").configuration("row: lifecycle/shared_root").settings(json!({ "root_id": "same" })))
+            .plugin(Plugin::new("two").configuration("row: lifecycle/shared_root").settings(json!({ "root_id": "same" })))
+            .with_root()
+            .script("request_headers: proxy_get_property \"plugin_name\""),
+        Row::new("lifecycle/configure_refuses", "A plugin that refuses its configuration keeps the host from starting.")
+            .plugin(Plugin::new("own").configuration("configure: return 0"))
+            .alone(),
+        Row::new("lifecycle/vm_start_refuses", "So does one that refuses the VM's.")
+            .plugin(Plugin::new("own").settings(json!({ "vm_configuration": "vm_start: return 0" })))
+            .alone(),
+        started("modules/initialize", "A start function `_initialize` runs before everything.",
+            &[("_initialize", "", ""), ("proxy_on_context_create", "(param i32 i32)", ""), ("proxy_on_vm_start", BOOL, YES), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
+        started("modules/initialize_and_main", "Then `main`, if there is one.",
+            &[("_initialize", "", ""), ("main", BOOL, "(i32.const 0)"), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
+        started("modules/start", "`_start` runs where there is no `_initialize`.",
+            &[("_start", "", ""), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
+        started("modules/start_and_initialize", "Of both, `_initialize`.",
+            &[("_start", "", ""), ("_initialize", "", ""), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
+        started("modules/malloc", "`malloc` will do for an allocator.",
+            &[("proxy_on_configure", BOOL, YES)], r#"(func (export "malloc") (param i32) (result i32) (i32.const 65536))"#),
+        started("modules/no_optional_exports", "Callbacks that a module lacks are not called, and count as yes.",
+            &[("proxy_on_configure", BOOL, YES)], ALLOCATE)
+            .steps([Step::post(&["x"])])
+            .dies()
+            .upstream(),
+        Row::new("modules/no_allocator", "Without an allocator a module is not loaded.")
+            .plugin(Plugin::new("own").text(format!("(module {MODULE})")))
+            .alone(),
+        Row::new("modules/no_abi_version", "Nor without the version of its ABI.")
+            .plugin(Plugin::new("own").text(format!("(module (memory (export \"memory\") 1) {ALLOCATE})")))
+            .alone(),
+        Row::new("modules/no_memory", "Nor without its memory.")
+            .plugin(Plugin::new("own").text(format!("(module (func (export \"proxy_abi_version_0_2_1\")) {ALLOCATE})")))
+            .alone(),
+        Row::new("modules/unknown_import", "Nor if it imports what the host does not have.")
+            .plugin(Plugin::new("own").text(format!("(module (import \"env\" \"nothing\" (func)) {MODULE} {ALLOCATE})").replace("(module (import \"env\" \"nothing\" (func)) ", "(module (import \"env\" \"nothing\" (func)) ")))
+            .alone(),
+        Row::new("modules/wrong_signature", "Nor if it exports a callback with another signature.")
+            .plugin(Plugin::new("own").text(format!("(module {MODULE} {ALLOCATE} (func (export \"proxy_on_configure\") (param i64) (result i32) (i32.const 1)))")))
+            .alone(),
+        Row::new("modules/trap_in_configure", "A trap while it is configured is a refusal.")
+            .plugin(Plugin::new("own").configuration("configure: trap"))
+            .alone(),
+        Row::new("modules/restricted_in_start", "A start function that calls more than a few harmless functions is a trap.")
+            .plugin(Plugin::new("own").text(format!(
+                r#"(module (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+                   {MODULE} {ALLOCATE} (func (export "_initialize") (drop (call $tick (i32.const 100)))))"#
+            )))
+            .alone(),
+    ]
+}
