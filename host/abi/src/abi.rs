@@ -207,8 +207,6 @@ pub(crate) enum HeadersAction {
     Continue,
     /// Headers stay here; whether body callbacks go on is the plugin's setting.
     Stop,
-    /// Headers go on and, by its name, the message ends with them. Envoy 1.40 lets the rest follow.
-    ContinueAndEndStream,
     /// Nothing more is delivered until the guest resumes; the body is kept, up to the limit.
     StopAllAndBuffer,
     /// Nothing more is delivered until the guest resumes; a full buffer stops the sender.
@@ -218,9 +216,9 @@ pub(crate) enum HeadersAction {
 impl HeadersAction {
     pub(crate) fn from_guest(action: u32) -> HeadersAction {
         match action {
-            0 => HeadersAction::Continue,
+            // 2 is ContinueAndEndStream, but Envoy 1.40 lets the rest of the message follow.
+            0 | 2 => HeadersAction::Continue,
             1 => HeadersAction::Stop,
-            2 => HeadersAction::ContinueAndEndStream,
             3 => HeadersAction::StopAllAndBuffer,
             // Out of range is taken as the strictest stop, as in proxy-wasm-cpp-host.
             _ => HeadersAction::StopAllAndWatermark,

@@ -717,13 +717,12 @@ impl Vm {
         if let Some(create) = self.exports.context_create.clone() {
             self.call(running("proxy_on_context_create"), id, self.time_to_start(plugin), &create, (id, 0))?;
         }
-        if !self.started {
-            self.started = true;
-            if let Some(start) = self.exports.vm_start.clone() {
-                let len = self.store.data().plugin.vm_configuration.len() as u32;
-                if self.call(running("proxy_on_vm_start"), id, self.time_to_start(plugin), &start, (id, len))? == 0 {
-                    return Err(VmStartError::VmConfigurationRefused);
-                }
+        self.started = true;
+        // Envoy tells every root of its VM, not only the first.
+        if let Some(start) = self.exports.vm_start.clone() {
+            let len = self.store.data().plugin.vm_configuration.len() as u32;
+            if self.call(running("proxy_on_vm_start"), id, self.time_to_start(plugin), &start, (id, len))? == 0 {
+                return Err(VmStartError::VmConfigurationRefused);
             }
         }
         if let Some(configure) = self.exports.configure.clone() {

@@ -18,7 +18,10 @@ impl Outcome {
             |lines: &&(String, Vec<String>)| until.is_none_or(|until| lines.1.iter().any(|l| l.contains(until)));
         // Envoy makes a VM on trial first and throws it away. The last one serves.
         let serving = told.roots.iter().rev().find(wanted).or(told.roots.last());
-        for line in serving.map(|(_, lines)| lines.as_slice()).unwrap_or_default() {
+        let lines = serving.map(|(_, lines)| lines.as_slice()).unwrap_or_default();
+        // A module without randomness gives all its VMs one number; each begins with the same line.
+        let start = lines.iter().rposition(|line| Some(line) == lines.first()).unwrap_or_default();
+        for line in lines.get(start..).unwrap_or_default() {
             self.lines.push(format!("root: {}", plain(line)));
         }
     }

@@ -21,6 +21,9 @@ use crate::upstream::Upstream;
 /// everything tells nothing.
 const PIECE_PAUSE_MAX: Duration = Duration::from_millis(150);
 
+/// What belongs to a piece that was told of, the host sends on meanwhile.
+const PIECE_PAUSE: Duration = Duration::from_millis(20);
+
 /// How long a request may take to the origin after the client has its answer.
 const UPSTREAM_LAG_MAX: Duration = Duration::from_millis(500);
 
@@ -73,7 +76,10 @@ impl Stage {
         let outcome = stage.run(host, row);
         let silent = outcome.as_ref().is_err_and(|error| error.contains(client::NO_ANSWER));
         if stage.is_running() && !silent {
-            return outcome;
+            return outcome.map(|mut outcome| {
+                outcome.lines.insert(0, "host: it starts".to_owned());
+                outcome
+            });
         }
         Ok(Outcome { lines: vec!["host: it crashes, or answers no more".to_owned()] })
     }
@@ -162,12 +168,13 @@ impl Side {
             let deadline = Instant::now() + UPSTREAM_LAG_MAX;
             while requests.len() < step.await_upstream && Instant::now() < deadline {
                 // What is sent on at once may still arrive after the answer that the client has.
-                std::thread::sleep(Duration::from_millis(5));
+                std::thread::sleep(PIECE_PAUSE);
                 requests = origin.requests();
             }
             outcome.upstream(&requests);
         }
-        for request in callee.take_requests() {
+        let slug = row.slug();
+        for request in callee.take_requests().into_iter().filter(|request| request.path.contains(&slug)) {
             outcome.request("callee", &request, row.deviation == Some("notes on callouts"));
         }
         Ok(())
@@ -175,11 +182,15 @@ impl Side {
 
     fn request(&self, row: &Row, step: &Step) -> RequestPlan {
         let mut request = step.request.clone();
-        let chain =
-            if row.plugins.is_empty() { format!("/{SHARED}/{}", row.slug()) } else { format!("/{}/", row.slug()) };
+        let chain = match (row.plugins.is_empty(), row.strict) {
+            (true, false) => format!("/{SHARED}/{}", row.slug()),
+            (true, true) => format!("/{STRICT}/{}", row.slug()),
+            (false, _) => format!("/{}/", row.slug()),
+        };
         request.path = format!("{chain}{}", request.path);
         let script = step.script.as_ref().unwrap_or(&row.script);
-        request.fields.push("x-calls", script_field(&row.id, script));
+        // Callouts name the row in their path, so that one that comes late is no other row's.
+        request.fields.push("x-calls", script_field(&row.id, &script.replace("ROW", &row.slug())));
         request
     }
 
@@ -193,7 +204,9 @@ impl Side {
         if row.dies {
             return self.fence(fence);
         }
-        if row.steps.is_empty() || self.transcripts.wait(&row.id, ROW_TIME_MAX, Told::streams_have_ended) {
+        let streams = row.steps.len() * row.plugins.len().max(1);
+        let ended = |told: &Told| told.streams_have_ended() && told.ended >= streams;
+        if row.steps.is_empty() || self.transcripts.wait(&row.id, ROW_TIME_MAX, ended) {
             return Ok(());
         }
         Err("not every stream has ended".to_owned())
@@ -230,8 +243,7 @@ impl Pace {
         if piece > 1 {
             let before = self.told.load(Ordering::SeqCst);
             self.transcripts.wait(&self.row, PIECE_PAUSE_MAX, |told| told.bodies() > before);
-            // What belongs to the same callback comes at once; let it.
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(PIECE_PAUSE);
         }
         self.told.store(self.transcripts.told(&self.row).bodies(), Ordering::SeqCst);
     }

@@ -118,7 +118,11 @@ fn with_map<R>(state: &VmState, map: MapType, read: impl FnOnce(&FieldMap) -> R)
     match map {
         MapType::CallResponseHeaders | MapType::CallResponseTrailers => {
             let view = state.roots.get(&state.effective_root()?)?.call_view.as_ref()?;
-            Some(read(if map == MapType::CallResponseHeaders { &view.fields } else { &view.trailers }))
+            match map {
+                MapType::CallResponseHeaders => Some(read(&view.fields)),
+                // An answer without trailers has no map for them.
+                _ => Some(&view.trailers).filter(|trailers| !trailers.is_empty()).map(read),
+            }
         }
         MapType::GrpcInitialMetadata | MapType::GrpcTrailingMetadata => {
             match (map, state.roots.get(&state.effective_root()?)?.grpc_view.as_ref()?) {
@@ -533,9 +537,15 @@ pub(super) fn http_call(
     timeout: u32,
     ret: u32,
 ) -> Answer {
+    // Written at once, whatever comes of the call, as Envoy does.
+    call.write_u32(ret, 0)?;
     // A name that is not UTF-8 is no upstream's.
     let upstream = std::str::from_utf8(call.bytes(upstream, upstream_len)?).unwrap_or_default();
-    let fields = pairs::decode(call.bytes(fields, fields_len)?);
+    let fields = pairs::decode(call.bytes(fields, fields_len)?).map(|lines| {
+        let mut fields = FieldMap::with_capacity(lines.len(), lines.byte_size());
+        lines.iter().for_each(|(name, value)| add(&mut fields, MapType::RequestHeaders, name, value));
+        fields
+    });
     let trailers = pairs::decode(call.bytes(trailers, trailers_len)?);
     let body = call.bytes(body, body_len)?;
     let plugin = call.state().current_plugin();

@@ -106,7 +106,15 @@ pub(super) fn define_metric(call: &mut Call<'_>, kind: u32, name: u32, len: u32,
     Ok(Status::Ok)
 }
 
+/// Whether an id is of a counter or a gauge, by its low bits; Envoy looks at them first.
+fn is_number(id: u32) -> bool {
+    id & 3 < 2
+}
+
 pub(super) fn increment_metric(call: &mut Call<'_>, id: u32, offset: i64) -> Answer {
+    if !is_number(id) {
+        return Ok(Status::BadArgument);
+    }
     Ok(call.state().metrics.by_id.get(&id).map_or(Status::NotFound, |cell| cell.increment(offset)))
 }
 
@@ -118,6 +126,9 @@ pub(super) fn record_metric(call: &mut Call<'_>, id: u32, value: u64) -> Answer 
 }
 
 pub(super) fn get_metric(call: &mut Call<'_>, id: u32, ret: u32) -> Answer {
+    if !is_number(id) {
+        return Ok(Status::BadArgument);
+    }
     let Some(cell) = call.state().metrics.by_id.get(&id) else {
         return Ok(Status::NotFound);
     };

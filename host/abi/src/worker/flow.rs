@@ -95,7 +95,6 @@ impl Worker {
                 stream.exchange.borrow_mut().stages[stage].set_headers_visible(direction, false);
                 (Hold::Nothing, false)
             }
-            HeadersAction::ContinueAndEndStream => (Hold::Nothing, false),
             HeadersAction::Stop if allow_stop => (Hold::Headers, true),
             HeadersAction::Stop | HeadersAction::StopAllAndWatermark => (Hold::All, true),
             HeadersAction::StopAllAndBuffer => (Hold::All, false),

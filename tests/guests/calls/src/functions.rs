@@ -65,6 +65,22 @@ fn quoted(bytes: &[u8]) -> String {
     format!("\"{}\"", bytes.escape_ascii())
 }
 
+/// A map in the order of its names.
+pub(crate) fn sorted(blob: &[u8]) -> Vec<u8> {
+    let Some(mut pairs) = pairs(blob) else { return blob.to_vec() };
+    pairs.sort_unstable();
+    let parts: Vec<&[u8]> = pairs.iter().flat_map(|(name, value)| [*name, *value]).collect();
+    let mut blob = (pairs.len() as u32).to_le_bytes().to_vec();
+    for part in &parts {
+        blob.extend((part.len() as u32).to_le_bytes());
+    }
+    for part in parts {
+        blob.extend(part);
+        blob.push(0);
+    }
+    blob
+}
+
 /// Reads a map in the ABI's form.
 fn pairs(blob: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let word = |at: usize| Some(u32::from_le_bytes(blob.get(at..at + 4)?.try_into().ok()?) as usize);

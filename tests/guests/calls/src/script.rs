@@ -9,7 +9,8 @@
 //! returned, `$context` the id of the context at hand, `$root` that of the root, `$name` what an earlier call kept with
 //! `=name`. With `#2` a statement belongs to the callback's second call on its context only. `return N` is the answer of
 //! the callback. A `!` behind a function's name hands over null where the host would write; a `raw` before it hands over
-//! numbers only, pointers among them. A callback with `-` before it logs nothing.
+//! numbers only, pointers among them. With `map` before it bytes that are returned are told as a map, in order of names; with
+//! `size` only how many there are. A callback with `-` before it logs nothing.
 //!
 //! Besides the host's functions there are `trap`, `overflow` (of the stack), `allocate N` (MiB), `work N` (milliseconds)
 //! and `exit N`. Instead of a callback `row` and `name` say what the script is called and whose it is.
@@ -39,6 +40,13 @@ enum Argument {
     Root,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Bytes,
+    Map,
+    Size,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Statement {
     pub(crate) callback: String,
@@ -47,6 +55,8 @@ pub(crate) struct Statement {
     quiet: bool,
     function: String,
     raw: bool,
+    /// How bytes that are returned are told.
+    shown: Shown,
     null: bool,
     arguments: Vec<Argument>,
     /// The name under which the first thing returned is kept.
@@ -76,7 +86,12 @@ pub(crate) fn parse(script: &str) -> Result<Vec<Statement>, String> {
         let began = words.rest;
         let mut function = words.word();
         let raw = function == "raw";
-        if raw {
+        let shown = match function {
+            "map" => Shown::Map,
+            "size" => Shown::Size,
+            _ => Shown::Bytes,
+        };
+        if raw || shown != Shown::Bytes {
             words.skip(|c| c == ' ');
             function = words.word();
         }
@@ -110,7 +125,7 @@ pub(crate) fn parse(script: &str) -> Result<Vec<Statement>, String> {
             None => (callback, None),
         };
         let callback = callback.to_owned();
-        statements.push(Statement { callback, visit, quiet, function, raw, null, arguments, keep, text });
+        statements.push(Statement { callback, visit, quiet, function, raw, shown, null, arguments, keep, text });
     }
 }
 
@@ -380,7 +395,11 @@ impl Call<'_> {
     pub(crate) fn line(&self, status: u32, returned: &[Returned]) -> String {
         let mut line = format!("{} -> {status}", self.statement.text);
         for value in returned {
-            value.write(&mut line);
+            match (value, self.statement.shown) {
+                (Returned::Bytes(bytes), Shown::Map) => Returned::Map(functions::sorted(bytes)).write(&mut line),
+                (Returned::Bytes(bytes), Shown::Size) => line.push_str(&format!(" {} bytes", bytes.len())),
+                _ => value.write(&mut line),
+            }
         }
         line
     }

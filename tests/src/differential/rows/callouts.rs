@@ -6,7 +6,7 @@ use crate::differential::{Row, Step};
 fn held(id: &str, shows: &'static str, then: &str) -> Row {
     // The stream is held, so that it is there when the answer comes.
     Row::new(id, shows).strict().script(format!(
-        "request_headers: proxy_http_call \"callee\" {{ \":method\" \"GET\", \":path\" \"/ask?x\", \":authority\" \"callee.example\" }} \"\" {{ }} 1000\n\
+        "request_headers: proxy_http_call \"callee\" {{ \":method\" \"GET\", \":path\" \"/ROW/ask?x\", \":authority\" \"callee.example\" }} \"\" {{ }} 1000\n\
          request_headers: return 1\n{then}"
     ))
 }
@@ -47,7 +47,7 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("http_call/with_body", "A body is sent with its length, whatever the guest says of it; trailers follow.")
             .strict()
             .script(format!(
-                "request_headers: proxy_http_call \"callee\" {{ \":method\" \"POST\", \":path\" \"/\", \":authority\" \"c\", \"content-length\" \"99\", \"X-Upper\" \"1\" }} \"the body\" {{ }} 1000\n\
+                "request_headers: proxy_http_call \"callee\" {{ \":method\" \"POST\", \":path\" \"/ROW\", \":authority\" \"c\", \"content-length\" \"99\", \"X-Upper\" \"1\" }} \"the body\" {{ }} 1000\n\
                  request_headers: return 1\n{GO_ON}"
             ))
             .steps([Step::get().callee(200, &[], "go")]),
@@ -72,7 +72,7 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("http_call/connection_refused", "A connection that is refused is a 503 that the host makes.")
             .strict()
             .script(format!(
-                "request_headers: proxy_http_call \"closed\" {{ \":method\" \"GET\", \":path\" \"/\", \":authority\" \"c\" }} \"\" {{ }} 1000\n\
+                "request_headers: proxy_http_call \"closed\" {{ \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"c\" }} \"\" {{ }} 1000\n\
                  request_headers: return 1\n\
                  http_call_response: proxy_get_header_map_pairs 6\n\
                  http_call_response: proxy_get_buffer_bytes 4 0 40\n\
@@ -87,28 +87,29 @@ pub(super) fn rows() -> Vec<Row> {
         ))
         .steps([Step::get().callee_hangs_up()]),
         refused("http_call/unknown_upstream", "An upstream that does not exist is BAD_ARGUMENT.",
-            r#""nobody" { ":method" "GET", ":path" "/", ":authority" "c" } "" { } 1000"#),
-        refused("http_call/no_method", "So is a request without a method,", r#""callee" { ":path" "/", ":authority" "c" } "" { } 1000"#),
+            r#""nobody" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000"#),
+        refused("http_call/no_method", "So is a request without a method,", r#""callee" { ":path" "/ROW", ":authority" "c" } "" { } 1000"#),
         refused("http_call/no_path", "without a path,", r#""callee" { ":method" "GET", ":authority" "c" } "" { } 1000"#),
-        refused("http_call/no_authority", "without an authority,", r#""callee" { ":method" "GET", ":path" "/" } "" { } 1000"#),
-        refused("http_call/host_as_authority", "or with `host` in its place.", r#""callee" { ":method" "GET", ":path" "/", "host" "c" } "" { } 1000"#),
+        refused("http_call/no_authority", "without an authority,", r#""callee" { ":method" "GET", ":path" "/ROW" } "" { } 1000"#),
+        refused("http_call/host_as_authority", "or with `host` in its place.", r#""callee" { ":method" "GET", ":path" "/ROW", "host" "c" } "" { } 1000"#)
+            .steps([Step::get().callee_is_silent()]),
         refused("http_call/timeout_too_long", "A timeout beyond the range of an i32.",
-            r#""callee" { ":method" "GET", ":path" "/", ":authority" "c" } "" { } 2147483648"#),
+            r#""callee" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 2147483648"#),
         refused("http_call/fields_undecodable", "Fields that cannot be decoded are none.", r#""callee" "\x01\0\0\0\xff" "" { } 1000"#),
         Row::new("http_call/ids", "Ids of calls are 4, 8, 12.. in each VM.")
-            .root("row: http_call/ids")
+            .with(serde_json::json!({}))
             .steps([Step::get().script(
                 r#"
-                request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/", ":authority" "c" } "" { } 1000
-                request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/", ":authority" "c" } "" { } 1000
+                request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000
+                request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000
                 "#,
-            )]),
+            ).callee_is_silent()]),
         Row::new("http_call/from_root", "A root context can call while it is configured, and is answered.")
             .root(
                 r#"
                 row: http_call/from_root
                 configure: proxy_set_tick_period_milliseconds 20
-                tick#1: proxy_http_call "callee" { ":method" "GET", ":path" "/", ":authority" "c" } "" { } 1000
+                tick#1: proxy_http_call "closed" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000
                 tick#1: proxy_set_tick_period_milliseconds 0
                 http_call_response: proxy_get_header_map_value 6 ":status"
                 "#,
@@ -116,8 +117,11 @@ pub(super) fn rows() -> Vec<Row> {
             .until("proxy_get_header_map_value 6")
             .steps([]),
         Row::new("http_call/stream_gone", "The answer for a stream that has ended still comes to its root.")
-            .script("request_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"c\" } \"\" { } 300")
-            .steps([Step::get().callee_is_silent()])
+            .root("row: http_call/stream_gone")
+            .steps([Step::get()
+                .script("request_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"c\" } \"\" { } 300")
+                .callee_is_silent()])
+            .until("http_call_response(")
             .deviates("callouts of a stream that has ended"),
     ]
 }

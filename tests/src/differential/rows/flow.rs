@@ -35,7 +35,7 @@ pub(super) fn rows() -> Vec<Row> {
             .upstream(),
         Row::new("flow/hold_all_body_waits", "Where headers stop everything, no body callback comes until they are resumed.")
             .strict()
-            .script("request_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"callee\" } \"\" { } 1000\nrequest_headers: return 1\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0\nrequest_body: proxy_get_buffer_bytes 0 0 100")
+            .script("request_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nrequest_headers: return 1\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0\nrequest_body: proxy_get_buffer_bytes 0 0 100")
             .steps([Step::post(&["one", "two"]).callee(200, &[], "go")])
             .upstream(),
         Row::new("flow/buffer_request", "Body paused with StopIterationAndBuffer: the buffer has all so far, and edits stay.")
@@ -79,15 +79,15 @@ pub(super) fn rows() -> Vec<Row> {
             .script("response_headers: return 2\nresponse_body: proxy_get_header_map_value 2 \":status\"")
             .steps([Step::get().answer(200, &[], &["a", "b"])]),
         Row::new("flow/stop_all_buffer", "StopAllIterationAndBuffer (3) from headers.")
-            .script("request_headers: return 3\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0\nrequest_body: proxy_get_buffer_bytes 0 0 100")
+            .script("request_headers: return 3\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0\nrequest_body: proxy_get_buffer_bytes 0 0 100")
             .steps([Step::post(&["one", "two"]).callee(200, &[], "go")])
             .upstream(),
         Row::new("flow/stop_all_watermark", "StopAllIterationAndWatermark (4) from headers.")
-            .script("request_headers: return 4\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0\nrequest_body: proxy_get_buffer_bytes 0 0 100")
+            .script("request_headers: return 4\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0\nrequest_body: proxy_get_buffer_bytes 0 0 100")
             .steps([Step::post(&["one", "two"]).callee(200, &[], "go")])
             .upstream(),
         Row::new("flow/trailers_held", "Trailers that stop hold the stream's end; continuing from a callout lets it go.")
-            .script("request_trailers: return 1\nrequest_trailers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0")
+            .script("request_trailers: return 1\nrequest_trailers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0")
             .steps([full().callee(200, &[], "go")])
             .upstream(),
         Row::new("flow/trailers_changed", "Trailers can be changed on their way.")
@@ -95,11 +95,11 @@ pub(super) fn rows() -> Vec<Row> {
             .steps([full()])
             .upstream(),
         Row::new("flow/response_held", "A response paused at its headers and resumed by a callout's answer.")
-            .script("response_headers: return 1\nresponse_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_add_header_map_value 2 \"x-late\" \"1\"\nhttp_call_response: proxy_get_header_map_value 0 \":method\"\nhttp_call_response: proxy_continue_stream 1\nresponse_body: proxy_get_buffer_bytes 1 0 100")
+            .script("response_headers: return 1\nresponse_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_add_header_map_value 2 \"x-late\" \"1\"\nhttp_call_response: proxy_get_header_map_value 0 \":method\"\nhttp_call_response: proxy_continue_stream 1\nresponse_body: proxy_get_buffer_bytes 1 0 100")
             .strict()
             .steps([Step::get().callee(200, &[], "go")]),
         Row::new("flow/answer_is_out_of_range", "An action that does not exist is the strictest stop.")
-            .script("request_headers: return 77\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0")
+            .script("request_headers: return 77\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0")
             .steps([Step::post(&["one"]).callee(200, &[], "go")])
             .upstream(),
         Row::new("flow/request_too_large", "What a paused filter holds is bounded: 413.")
@@ -153,8 +153,8 @@ pub(super) fn rows() -> Vec<Row> {
             "flow/denied_too_late",
             "Headers that were continued have reached the upstream before the body is denied.",
         )
-        .script("request_body: proxy_send_local_response 403 \"\" \"denied\" { } -1\nrequest_body: return 1")
-        .steps([Step::post(&["evil", "more"]).await_upstream(1)])
+        .script("request_body#3: proxy_send_local_response 403 \"\" \"denied\" { } -1\nrequest_body#3: return 1")
+        .steps([Step::post(&["some", "more", "evil", "end"]).await_upstream(1)])
         .upstream(),
     );
     rows

@@ -79,9 +79,11 @@ pub(super) fn rows() -> Vec<Row> {
             .script("request_headers: proxy_get_property \"plugin_name\""),
         Row::new("lifecycle/configure_refuses", "A plugin that refuses its configuration keeps the host from starting.")
             .plugin(Plugin::new("own").configuration("configure: return 0"))
+            .steps([])
             .alone(),
         Row::new("lifecycle/vm_start_refuses", "So does one that refuses the VM's.")
             .plugin(Plugin::new("own").settings(json!({ "vm_configuration": "vm_start: return 0" })))
+            .steps([])
             .alone(),
         started("modules/initialize", "A start function `_initialize` runs before everything.",
             &[("_initialize", "", ""), ("proxy_on_context_create", "(param i32 i32)", ""), ("proxy_on_vm_start", BOOL, YES), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
@@ -100,27 +102,35 @@ pub(super) fn rows() -> Vec<Row> {
             .upstream(),
         Row::new("modules/no_allocator", "Without an allocator a module is not loaded.")
             .plugin(Plugin::new("own").text(format!("(module {MODULE})")))
+            .steps([])
             .alone(),
         Row::new("modules/no_abi_version", "Nor without the version of its ABI.")
             .plugin(Plugin::new("own").text(format!("(module (memory (export \"memory\") 1) {ALLOCATE})")))
+            .steps([])
             .alone(),
-        Row::new("modules/no_memory", "Nor without its memory.")
+        Row::new("modules/no_memory", "A module that exports no memory.")
             .plugin(Plugin::new("own").text(format!("(module (func (export \"proxy_abi_version_0_2_1\")) {ALLOCATE})")))
-            .alone(),
+            .steps([])
+            .alone()
+            .deviates("a module without memory"),
         Row::new("modules/unknown_import", "Nor if it imports what the host does not have.")
             .plugin(Plugin::new("own").text(format!("(module (import \"env\" \"nothing\" (func)) {MODULE} {ALLOCATE})").replace("(module (import \"env\" \"nothing\" (func)) ", "(module (import \"env\" \"nothing\" (func)) ")))
+            .steps([])
             .alone(),
         Row::new("modules/wrong_signature", "Nor if it exports a callback with another signature.")
             .plugin(Plugin::new("own").text(format!("(module {MODULE} {ALLOCATE} (func (export \"proxy_on_configure\") (param i64) (result i32) (i32.const 1)))")))
+            .steps([])
             .alone(),
         Row::new("modules/trap_in_configure", "A trap while it is configured is a refusal.")
             .plugin(Plugin::new("own").configuration("configure: trap"))
+            .steps([])
             .alone(),
         Row::new("modules/restricted_in_start", "A start function that calls more than a few harmless functions is a trap.")
             .plugin(Plugin::new("own").text(format!(
                 r#"(module (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
                    {MODULE} {ALLOCATE} (func (export "_initialize") (drop (call $tick (i32.const 100)))))"#
             )))
+            .steps([])
             .alone(),
     ]
 }

@@ -115,10 +115,6 @@ pub(super) fn rows() -> Vec<Row> {
             .script("log: proxy_send_local_response 500 \"\" \"late\" { } -1")
             .alone()
             .deviates("an answer when the stream is over"),
-        Row::new("local_response/in_done", "An answer when the stream is done ends Envoy.")
-            .script("done: proxy_send_local_response 500 \"\" \"late\" { } -1")
-            .alone()
-            .deviates("an answer when the stream is over"),
         Row::new("local_response/empty_with_type", "What has no body has no type.")
             .script("request_headers: proxy_send_local_response 401 \"\" \"\" { \"content-type\" \"text/html\", \"content-length\" \"7\", \"x-a\" \"1\" } -1\nrequest_headers: return 1\nresponse_headers: proxy_get_header_map_pairs 2"),
         Row::new("local_response/status_999", "Statuses beyond 599.")
