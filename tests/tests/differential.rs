@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use portcullis_tests::differential::Suite;
+use portcullis_tests::differential::{Suite, page};
 use portcullis_tests::places;
 
 fn main() -> ExitCode {
@@ -19,6 +19,8 @@ fn main() -> ExitCode {
     trials.push(Trial::test("docs/compatibility.md says what was seen", move || page_is_current(&shared)));
     let shared = Arc::clone(&suite);
     trials.push(Trial::test("tests/differential holds what Envoy said", move || record_is_current(&shared)));
+    let shared = Arc::clone(&suite);
+    trials.push(Trial::test("docs/abi.md lists every deviation", move || deviations_are_listed(&shared)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     suite.end();
     if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -26,6 +28,12 @@ fn main() -> ExitCode {
 
 fn page_is_current(suite: &Suite) -> Result<(), Failed> {
     is_current("docs/compatibility.md", &suite.page()?)
+}
+
+fn deviations_are_listed(suite: &Suite) -> Result<(), Failed> {
+    let abi = std::fs::read_to_string(places::workspace().join("docs/abi.md"))?;
+    let problems = page::undocumented(&abi, suite.rows());
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("\n").into()) }
 }
 
 /// What was measured, row by row: a change of Envoy's, or of a row's, shows in a diff.

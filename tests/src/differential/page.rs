@@ -1,9 +1,50 @@
 //! `docs/compatibility.md`, made of what was seen.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::row::Row;
 use super::suite::Compared;
+
+/// Deviations that no row can show, and the test that does: they take two requests at once, a gRPC server, a stats sink, or a
+/// comparison that ends Envoy.
+const ELSEWHERE: [(&str, &str); 17] = [
+    ("`google_grpc` in a serialised `GrpcService`", "host/abi/tests/guests/grpc.rs"),
+    ("a `GrpcService` without a target, an empty upstream name", "host/abi/tests/guests/grpc.rs"),
+    (
+        "gRPC metadata with CR, LF or NUL, with pseudo-headers or fields that the host writes (`te`, `content-type`, ..)",
+        "host/abi/tests/guests/grpc.rs",
+    ),
+    ("gRPC metadata that cannot be decoded", "host/abi/tests/guests/grpc.rs"),
+    ("an upstream without `http2`", "tests/tests/grpc.rs"),
+    ("longest gRPC message that is taken", "host/abi/tests/guests/grpc.rs"),
+    ("streams that the server has ended and the guest never closes", "host/abi/tests/guests/grpc.rs"),
+    ("`uncompress`", "host/abi/tests/guests/limits.rs"),
+    ("requests that wait in a VM that traps", "host/abi/tests/guests/hostile.rs"),
+    ("`proxy_continue_stream(2)` of one filter while another holds", "host/abi/tests/guests/tcp.rs"),
+    ("TCP connections in a VM that traps", "host/abi/tests/guests/tcp.rs"),
+    ("a path that a filter wrote", "tests/tests/calls.rs"),
+    ("`upstream.*` and `xds.upstream_host_metadata` while the request's body is read", "tests/tests/calls.rs"),
+    ("`request.headers`, `response.headers` as a whole", "tests/tests/calls.rs"),
+    ("`path_link`, `path_symlink` of WASI", "host/abi/tests/guests/wasi.rs"),
+    ("a property declared as FlatBuffers, read below `filter_state`", "tests/tests/calls.rs"),
+    ("`envoy_on_stats_update`", "host/config/src/capabilities.rs"),
+];
+
+/// The names in the table of `docs/abi.md` that are neither a row's nor shown elsewhere, and the other way round.
+pub fn undocumented(abi: &str, rows: &[Row]) -> Vec<String> {
+    let table = abi.split_once("## Deviations").map_or("", |(_, table)| table);
+    let documented: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+        .filter(|name| !matches!(*name, "What" | "---"))
+        .collect();
+    let mut shown: BTreeSet<&str> = rows.iter().filter_map(|row| row.deviation).collect();
+    shown.extend(ELSEWHERE.iter().map(|(name, _)| *name));
+    let missing = shown.difference(&documented).map(|name| format!("`docs/abi.md` does not list \"{name}\""));
+    let idle = documented.difference(&shown).map(|name| format!("no row shows \"{name}\""));
+    missing.chain(idle).collect()
+}
 
 /// The page.
 pub fn render(seen: &[(&Row, &Compared)]) -> String {
@@ -44,6 +85,12 @@ pub fn render(seen: &[(&Row, &Compared)]) -> String {
             }
             page.push_str("```\n");
         }
+    }
+    page.push_str(
+        "\n### Elsewhere\n\nThese take more than one request of one client, and are shown by tests of their own:\n\n",
+    );
+    for (name, test) in ELSEWHERE {
+        let _ = writeln!(page, "* {name}: `{test}`");
     }
     page.push_str("\n## Questions\n");
     for area in &areas {

@@ -28,6 +28,8 @@ pub struct Row {
     pub root: bool,
     /// In how many pieces a body comes is of no account.
     pub coarse: bool,
+    /// Nobody waits for its callouts, so that the upstream may see them or not.
+    pub fire_and_forget: bool,
     /// What the upstream got is part of the outcome.
     pub upstream: bool,
     /// Metrics with these names are part of the outcome.
@@ -214,6 +216,7 @@ impl Row {
             alone: false,
             root: false,
             coarse: false,
+            fire_and_forget: false,
             upstream: false,
             metrics: Vec::new(),
             deviation: None,
@@ -287,6 +290,13 @@ impl Row {
     #[must_use]
     pub fn coarse(mut self) -> Row {
         self.coarse = true;
+        self
+    }
+
+    /// Nobody waits for its callouts, so that the upstream may see them or not.
+    #[must_use]
+    pub fn fire_and_forget(mut self) -> Row {
+        self.fire_and_forget = true;
         self
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use portcullis_harness::{HostKind, RequestPlan};
+use portcullis_harness::{HostKind, ObservedRequest, RequestPlan};
 
 use super::origin::Origin;
 use super::outcome::Outcome;
@@ -117,7 +117,7 @@ impl Stage {
         if row.coarse {
             whole.callbacks(&told);
         } else {
-            whole.streams(&told);
+            whole.streams(&told, row.plugins.is_empty());
         }
         whole.lines.append(&mut outcome.lines);
         if !row.metrics.is_empty() {
@@ -174,7 +174,8 @@ impl Side {
             outcome.upstream(&requests);
         }
         let slug = row.slug();
-        for request in callee.take_requests().into_iter().filter(|request| request.path.contains(&slug)) {
+        let ours = |request: &ObservedRequest| !row.fire_and_forget && request.path.contains(&slug);
+        for request in callee.take_requests().into_iter().filter(ours) {
             outcome.request("callee", &request, row.deviation == Some("notes on callouts"));
         }
         Ok(())

@@ -92,7 +92,8 @@ pub(super) fn rows() -> Vec<Row> {
         refused("http_call/no_path", "without a path,", r#""callee" { ":method" "GET", ":authority" "c" } "" { } 1000"#),
         refused("http_call/no_authority", "without an authority,", r#""callee" { ":method" "GET", ":path" "/ROW" } "" { } 1000"#),
         refused("http_call/host_as_authority", "or with `host` in its place.", r#""callee" { ":method" "GET", ":path" "/ROW", "host" "c" } "" { } 1000"#)
-            .steps([Step::get().callee_is_silent()]),
+            .steps([Step::get().callee_is_silent()])
+            .fire_and_forget(),
         refused("http_call/timeout_too_long", "A timeout beyond the range of an i32.",
             r#""callee" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 2147483648"#),
         refused("http_call/fields_undecodable", "Fields that cannot be decoded are none.", r#""callee" "\x01\0\0\0\xff" "" { } 1000"#),
@@ -103,7 +104,8 @@ pub(super) fn rows() -> Vec<Row> {
                 request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000
                 request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000
                 "#,
-            ).callee_is_silent()]),
+            ).callee_is_silent()])
+            .fire_and_forget(),
         Row::new("http_call/from_root", "A root context can call while it is configured, and is answered.")
             .root(
                 r#"
@@ -122,6 +124,7 @@ pub(super) fn rows() -> Vec<Row> {
                 .script("request_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"c\" } \"\" { } 300")
                 .callee_is_silent()])
             .until("http_call_response(")
+            .fire_and_forget()
             .deviates("callouts of a stream that has ended"),
     ]
 }

@@ -72,7 +72,7 @@ pub(super) fn rows() -> Vec<Row> {
             .with(json!({ "failure_policy": "fail_closed", "limits": { "callback_time": "50ms" } }))
             .script("request_headers: work 400")
             .dies()
-            .deviates("time of a callback"),
+            .deviates("CPU time of a callback"),
         Row::new("capabilities/allowed", "With an allow-list, what it does not name is answered with INTERNAL_FAILURE.")
             .with(json!({ "capabilities": ["proxy_log", "proxy_get_header_map_value", "random_get", "fd_write", "environ_get", "environ_sizes_get", "proxy_get_buffer_bytes"] }))
             .script(

@@ -114,9 +114,24 @@ pub(super) fn rows() -> Vec<Row> {
             .alone()
             .deviates("a module without memory"),
         Row::new("modules/unknown_import", "Nor if it imports what the host does not have.")
-            .plugin(Plugin::new("own").text(format!("(module (import \"env\" \"nothing\" (func)) {MODULE} {ALLOCATE})").replace("(module (import \"env\" \"nothing\" (func)) ", "(module (import \"env\" \"nothing\" (func)) ")))
+            .plugin(Plugin::new("own").text(format!("(module (import \"env\" \"nothing\" (func)) {MODULE} {ALLOCATE})")))
             .steps([])
             .alone(),
+        Row::new("modules/imported_memory", "A module that imports its memory gets one from Envoy.")
+            .plugin(Plugin::new("own").text(format!(
+                r#"(module (import "env" "memory" (memory 1)) (export "memory" (memory 0))
+                   (func (export "proxy_abi_version_0_2_1")) {ALLOCATE})"#
+            )))
+            .steps([])
+            .alone()
+            .deviates("a module that imports its memory (`env.memory`)"),
+        Row::new("modules/resolve_dns", "Envoy has a function beyond the ABI that resolves names.")
+            .plugin(Plugin::new("own").text(format!(
+                "(module (import \"env\" \"envoy_resolve_dns\" (func (param i32 i32 i32) (result i32))) {MODULE} {ALLOCATE})"
+            )))
+            .steps([])
+            .alone()
+            .deviates("`env.envoy_resolve_dns`, `envoy_on_resolve_dns`"),
         Row::new("modules/wrong_signature", "Nor if it exports a callback with another signature.")
             .plugin(Plugin::new("own").text(format!("(module {MODULE} {ALLOCATE} (func (export \"proxy_on_configure\") (param i64) (result i32) (i32.const 1)))")))
             .steps([])
