@@ -39,7 +39,9 @@ mod yaml;
 
 pub use capabilities::{CALLBACKS, FOREIGN_FUNCTIONS, HOST_FUNCTIONS};
 pub use compile::{compile, load};
-pub use file::{FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorLimits, Replicas};
+pub use file::{
+    FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorEngine, OperatorLimits, Replicas,
+};
 pub use files::{Files, Folder, InMemory};
 pub use mistake::{Mistake, Mistakes, Position};
 pub use policy::{
