@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_config::{Listener, Service};
 use portcullis_proxy::{Handle, Options, Server};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -35,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Signals count from here on: one that comes during the start ends it as soon as it is through.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|error| Failure::Running(format!("cannot receive signals: {error}")))?;
-    let https: Vec<bool> = policy.listeners.iter().map(|listener| listener.tls.is_some()).collect();
+    let schemes: Vec<&str> = policy.listeners.iter().map(scheme).collect();
     let operators = Arc::new(Host::default());
     let options = Options {
         access_log: Some(Box::new(io::stdout())),
@@ -48,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let obeying = obey(signals, server.handle(), arguments.policy.path())?;
     let mut ready_failure = None;
     let result = server.run(|handle| {
-        announce(handle, &https);
+        announce(handle, &schemes);
         if let Some(path) = &arguments.ready_file
             && let Err(error) = write_ready_file(path, handle)
         {
@@ -72,13 +73,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Tells people and scripts where to connect: one line per address.
-fn announce(handle: &Handle, https: &[bool]) {
-    for ((name, address), https) in handle.addresses().iter().zip(https) {
-        let scheme = if *https { "https" } else { "http" };
+fn announce(handle: &Handle, schemes: &[&str]) {
+    for ((name, address), scheme) in handle.addresses().iter().zip(schemes) {
         tracing::info!("listener `{name}` on {scheme}://{address}");
     }
     if let Some(address) = handle.admin_address() {
         tracing::info!("admin on http://{address}");
+    }
+}
+
+/// What a listener speaks with clients.
+fn scheme(listener: &Listener) -> &'static str {
+    match (&listener.service, &listener.tls) {
+        (Service::Http, None) => "http",
+        (Service::Http, Some(_)) => "https",
+        (Service::Tcp(_), None) => "tcp",
+        (Service::Tcp(_), Some(_)) => "tls",
     }
 }
 

@@ -44,8 +44,8 @@ pub struct Config {
     /// The addresses that clients connect to. At least one, at most 64.
     #[schemars(length(min = 1, max = 64))]
     pub listeners: Vec<Listener>,
-    /// The filters, in the order in which a request passes them; a response passes them in the reverse order.
-    /// At most 64.
+    /// The filters, in the order in which a request, or a TCP client's bytes, pass them; what comes back passes
+    /// them in the reverse order. At most 64.
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub filters: Vec<Filter>,
@@ -60,8 +60,9 @@ pub struct Config {
     #[serde(default)]
     pub operators: BTreeMap<String, Operator>,
     /// What happens to which request. The first route that matches wins; a request that none matches is answered
-    /// with 404 and meets no filter. At least one, at most 2000.
-    #[schemars(length(min = 1, max = 2000))]
+    /// with 404 and meets no filter. At least one, unless every listener has `tcp`; at most 2000.
+    #[serde(default)]
+    #[schemars(length(max = 2000))]
     pub routes: Vec<Route>,
 }
 
@@ -86,8 +87,8 @@ pub struct Logging {
     pub format: LogFormat,
     /// The least severe level that is logged. Filters' messages keep their own level. Default `info`.
     pub level: LogLevel,
-    /// One line per request: method, path without query, status, sizes, duration, route, reason of a denial.
-    /// Never credentials, cookies or bodies. Default `true`.
+    /// One line per request: method, path without query, status, sizes, duration, route, reason of a denial; and
+    /// one per TCP connection. Never credentials, cookies or bodies. Default `true`.
     pub access_log: bool,
 }
 
@@ -164,12 +165,29 @@ pub struct Listener {
     pub name: String,
     /// IP address and port; port 0 lets the system choose. Example: `0.0.0.0:8443`, `[::]:8443`.
     pub address: String,
-    /// Serves HTTPS. Absent: plain HTTP.
+    /// Speaks TLS with clients: HTTPS, or TLS before the bytes that `tcp` forwards. Absent: neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
+    /// Forwards TCP connections, whatever is spoken on them, instead of serving HTTP. Absent: HTTP, by `routes`.
+    /// Example: `{ upstream: postgres, filters: [db-guard] }`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpForward>,
     /// What one client may take.
     #[serde(default)]
     pub limits: ListenerLimits,
+}
+
+/// Where TCP connections go.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TcpForward {
+    /// Forwards each connection to an endpoint of this upstream, in turn. It is connected when every filter has
+    /// let the new connection pass, and the client is read from then on. Example: `postgres`.
+    pub upstream: String,
+    /// The filters with `protocol: tcp` that connections pass, always in the order of the `filters` section.
+    /// Absent: all of them. `[]`: none. Example: `[db-guard]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filters: Option<Vec<String>>,
 }
 
 /// TLS 1.2 and 1.3 towards clients.
@@ -182,7 +200,8 @@ pub struct ListenerTls {
     pub private_key: String,
 }
 
-/// What one client may take from a listener.
+/// What one client may take from a listener. With `tcp`, only `idle_timeout`, `max_connections` and,
+/// with `tls`, `header_timeout` can be set.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerLimits {
@@ -199,9 +218,11 @@ pub struct ListenerLimits {
     pub header_timeout: Time,
     /// Time for a whole request, body included, to arrive. Default `5m`: an upload of 1 GiB at 30 Mbit/s.
     pub request_timeout: Time,
-    /// Time a connection without a request in flight is kept. Default `1m`: longer than clients pause between
-    /// requests, shorter than what load balancers in front assume (they must be the ones to close).
-    pub idle_timeout: Time,
+    /// Time a connection without a request in flight is kept; with `tcp`, one on which no byte moves. Absent:
+    /// `1m`, longer than clients pause between requests, shorter than what load balancers in front assume (they
+    /// must be the ones to close); with `tcp`, `1h`, Envoy's, since pools keep unused connections to databases.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Time>,
     /// Time in which nothing of a request or its response moves, whoever is to blame: a filter that paused it, a server,
     /// or a client that takes nothing; then 504, or the connection is closed. Default `5m`, Envoy's.
     pub stream_idle_timeout: Time,
@@ -218,7 +239,7 @@ impl Default for ListenerLimits {
             header_count: 100,
             header_timeout: Time::secs(10),
             request_timeout: Time::secs(300),
-            idle_timeout: Time::secs(60),
+            idle_timeout: None,
             stream_idle_timeout: Time::secs(300),
             max_connections: 10_000,
         }
@@ -234,6 +255,10 @@ pub struct Filter {
     pub name: String,
     /// The module's file. Example: `filters/jwt-auth.wasm`.
     pub wasm: String,
+    /// What the filter looks at: requests, which `routes` bring to it, or TCP connections, which listeners with
+    /// `tcp` do. Default `http`.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// The filter's own configuration (the "plugin configuration" of Proxy-Wasm), handed over as JSON. A plain
     /// text is handed over as it is, for modules that do not read JSON. Absent: empty.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -295,6 +320,17 @@ fn yes() -> bool {
     true
 }
 
+/// What a filter looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP requests and responses.
+    #[default]
+    Http,
+    /// The bytes of TCP connections (an Envoy network filter).
+    Tcp,
+}
+
 /// Environment variables of a module.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -310,12 +346,14 @@ pub struct Environment {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailurePolicy {
-    /// The request is answered with 503; the VM is replaced after a short pause, until which 503 goes on.
+    /// The request is answered with 503, the TCP connection closed; the VM is replaced after a short pause, until
+    /// which that goes on.
     #[default]
     FailReload,
-    /// The request and all further ones are answered with 503, until the configuration is loaded again.
+    /// The request and all further ones are answered with 503, TCP connections closed, until the configuration is
+    /// loaded again.
     FailClosed,
-    /// The request is answered with 503; further ones pass WITHOUT this filter.
+    /// The request is answered with 503, the TCP connection closed; further ones pass WITHOUT this filter.
     FailOpen,
 }
 
@@ -356,7 +394,8 @@ pub struct FilterLimits {
     /// Bytes of one callout's body; a larger one is refused. Default `1MiB`, Envoy's buffer.
     pub callout_bytes: Size,
     /// Bytes of one request or response body held while the filter waits or collects; more is answered with
-    /// 413 (request) or 500 (response). Default `1MiB`, Envoy's per-connection buffer.
+    /// 413 (request) or 500 (response). Of a TCP connection, bytes held in one direction; then the sender is not
+    /// read. Default `1MiB`, Envoy's per-connection buffer.
     pub buffered_bytes: Size,
     /// Log lines per second and worker; what is above is dropped and counted. Default `100`: enough for every
     /// denial of a normal day, too little to fill a disk in an attack.
@@ -425,18 +464,19 @@ pub struct Upstream {
     /// up while running. At least one. Example: `["10.0.0.5:9000", "10.0.0.6:9000"]`.
     #[schemars(length(min = 1))]
     pub endpoints: Vec<String>,
-    /// Speaks TLS to them. Absent: plain HTTP.
+    /// Speaks TLS to them. Absent: plain HTTP or TCP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,
     /// Time to open a connection, TLS included. Default `1s`: within a data centre anything slower is down.
     #[serde(default = "connect_timeout")]
     pub connect_timeout: Time,
     /// Time from the end of the request to the end of the response; then 504. A route's `timeout` goes before
-    /// it. Default `15s`, Envoy's.
+    /// it. Of no meaning for TCP connections. Default `15s`, Envoy's.
     #[serde(default = "request_timeout")]
     pub request_timeout: Time,
     /// Connections to all endpoints together, per worker in our host and in total in Envoy. A request that would
-    /// need one more is answered with 503; Envoy lets some wait first. Default `1024`, Envoy's.
+    /// need one more is answered with 503, a TCP connection closed; Envoy lets some requests wait first. Default
+    /// `1024`, Envoy's.
     #[serde(default = "upstream_connections")]
     #[schemars(range(min = 1))]
     pub max_connections: u32,
@@ -481,8 +521,8 @@ pub struct Route {
     /// Which requests. Absent: all.
     #[serde(rename = "match", default)]
     pub matches: Match,
-    /// The filters that these requests pass, always in the order of the `filters` section. Absent: all of them.
-    /// `[]`: none. Example: `[jwt, rate]`.
+    /// The filters that these requests pass, always in the order of the `filters` section. Absent: all with
+    /// `protocol: http`. `[]`: none. Example: `[jwt, rate]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filters: Option<Vec<String>>,
     /// Sends the request to this upstream.
@@ -622,14 +662,10 @@ pub struct OperatorHost {
     /// local disk or in memory. Absent: the system's temporary folder. Example: `/run/portcullis`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_folder: Option<String>,
-    /// What runs operators' code. Absent: the runner where `portcullis-operator` lies beside this program or on the `PATH`, else
-    /// Deno. Example: `deno`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub engine: Option<OperatorEngine>,
     /// The least isolation that is accepted of any operator; an operator may ask for more. Default `best_effort`.
     pub isolation: Isolation,
     /// Generic processes kept ready for operators that have the same memory limits and options, so that a start
-    /// takes a few milliseconds. Each takes several MiB. `0`: none. Default `1`.
+    /// takes a few milliseconds. Each takes about 15 MiB. `0`: none. Default `1`.
     #[schemars(range(max = 64))]
     pub prewarmed: u32,
     /// Certificates of further authorities that operators' outbound requests may trust, PEM. Absent: only the
@@ -640,7 +676,7 @@ pub struct OperatorHost {
 
 impl Default for OperatorHost {
     fn default() -> Self {
-        Self { storage: None, run_folder: None, engine: None, isolation: Isolation::default(), prewarmed: 1, ca: None }
+        Self { storage: None, run_folder: None, isolation: Isolation::default(), prewarmed: 1, ca: None }
     }
 }
 
@@ -783,16 +819,6 @@ pub struct Placement {
     /// without a pool. Example: `acme`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-}
-
-/// A program that runs operators' code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OperatorEngine {
-    /// `portcullis-operator`, made for operators: it holds nothing that opens a file, a socket or a process.
-    Runner,
-    /// The stock `deno`, with everything in it forbidden that can be.
-    Deno,
 }
 
 /// What happens where the machine cannot give every layer of isolation (see `portcullis doctor`).

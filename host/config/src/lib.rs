@@ -40,13 +40,14 @@ mod yaml;
 pub use capabilities::{CALLBACKS, FOREIGN_FUNCTIONS, HOST_FUNCTIONS};
 pub use compile::{compile, load};
 pub use file::{
-    FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorEngine, OperatorLimits, Replicas,
+    FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorLimits, Protocol, Replicas,
 };
 pub use files::{Files, Folder, InMemory};
 pub use mistake::{Mistake, Mistakes, Position};
 pub use policy::{
     Authorities, Bytes, CodeCache, Endpoint, Filter, HostPort, Listener, ListenerLimits, ListenerTls, NamePattern,
-    Network, Operator, OperatorHost, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Upstream, UpstreamTls,
+    Network, Operator, OperatorHost, OperatorSecret, Policy, RequestParts, Secret, SecretSource, Service, TcpForward,
+    Upstream, UpstreamTls,
 };
 pub use route::{
     Action, FieldCondition, FieldLines, FieldTest, HostPattern, PathPattern, PathRewrite, Response, Route, Segment,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::file::{FailurePolicy, FilterLimits, Isolation, Logging, OperatorEngine, OperatorLimits, Replicas};
+use crate::file::{FailurePolicy, FilterLimits, Isolation, Logging, OperatorLimits, Protocol, Replicas};
 use crate::route::{FieldLines, HostPattern, Route};
 use crate::target::Target;
 
@@ -54,7 +54,7 @@ pub struct Policy {
     pub operator_host: OperatorHost,
     /// All operators, by name.
     pub operators: Vec<Operator>,
-    /// All routes, in order; at least one.
+    /// All routes, in order; at least one, unless no listener serves HTTP.
     pub routes: Vec<Route>,
 }
 
@@ -77,6 +77,11 @@ impl Policy {
     pub fn host_patterns(&self) -> BTreeSet<&HostPattern> {
         let patterns = self.routes.iter().flat_map(|route| &route.hosts);
         patterns.chain([&HostPattern::Any]).collect()
+    }
+
+    /// The filters of one protocol, in chain order, with their indices.
+    pub fn filters_of(&self, protocol: Protocol) -> impl Iterator<Item = (usize, &Filter)> {
+        self.filters.iter().enumerate().filter(move |(_, filter)| filter.protocol == protocol)
     }
 
     /// The index of the upstream with this name.
@@ -108,10 +113,30 @@ pub struct Listener {
     pub name: String,
     /// Its address; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// TLS, unless it is plain HTTP.
+    /// TLS, unless it is plain HTTP or TCP.
     pub tls: Option<ListenerTls>,
+    /// What it does with connections.
+    pub service: Service,
     /// What one client may take.
     pub limits: ListenerLimits,
+}
+
+/// What a listener does with connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Serves HTTP requests, by the policy's routes.
+    Http,
+    /// Forwards their bytes.
+    Tcp(TcpForward),
+}
+
+/// Where TCP connections go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpForward {
+    /// Index of the upstream.
+    pub upstream: usize,
+    /// Indices of the filters, sorted: their order in the chain. All are [`Protocol::Tcp`].
+    pub filters: Vec<usize>,
 }
 
 /// Certificate and key of a listener; both are known to be PEM of the right kind.
@@ -137,7 +162,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What one client may take from a listener.
+/// What one client may take from a listener. What is about requests is of no meaning where TCP is forwarded.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerLimits {
     /// Request line and fields together; a whole number of KiB.
@@ -148,7 +173,7 @@ pub struct ListenerLimits {
     pub header_timeout: Duration,
     /// Time for the whole request to arrive.
     pub request_timeout: Duration,
-    /// Time an unused connection is kept.
+    /// Time an unused connection is kept; with TCP, one on which no byte moves.
     pub idle_timeout: Duration,
     /// Time in which nothing of a request moves.
     pub stream_idle_timeout: Duration,
@@ -161,6 +186,8 @@ pub struct ListenerLimits {
 pub struct Filter {
     /// Its name.
     pub name: String,
+    /// What it looks at.
+    pub protocol: Protocol,
     /// The module's file, absolute.
     pub module_path: PathBuf,
     /// The module: core WebAssembly of at most `limits.module_bytes`, not yet validated.
@@ -249,6 +276,8 @@ pub struct Upstream {
     pub max_connections: usize,
     /// Whether HTTP/2 is spoken.
     pub http2: bool,
+    /// Whether it carries TCP connections; then it carries no requests.
+    pub tcp: bool,
 }
 
 /// Where a server listens.
@@ -339,8 +368,6 @@ pub struct OperatorHost {
     pub storage: Option<PathBuf>,
     /// The folder for sockets and the like, absolute.
     pub run_folder: Option<PathBuf>,
-    /// What runs their code; none says whatever there is.
-    pub engine: Option<OperatorEngine>,
     /// The least isolation that is accepted.
     pub isolation: Isolation,
     /// Generic processes kept ready.

@@ -208,7 +208,7 @@ fn orders() -> BTreeMap<&'static str, &'static [&'static str]> {
         ($($type:ident)*) => { [$((stringify!($type), settings_of::<file::$type>())),*] };
     }
     let types = orders! {
-        Admin Logging CodeCache Listener ListenerTls ListenerLimits Filter Environment Reload FilterLimits Upstream UpstreamTls
+        Admin Logging CodeCache Listener ListenerTls TcpForward ListenerLimits Filter Environment Reload FilterLimits Upstream UpstreamTls
         Route Match HeaderMatch Respond OperatorHost Operator Permissions Secret OperatorLimits Replicas Placement
     };
     types.into_iter().chain([("portcullis.yaml", settings_of::<file::Config>())]).collect()

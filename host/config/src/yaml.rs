@@ -271,22 +271,31 @@ impl Node {
         let mut here = self;
         let mut at = (self.at, self.at);
         for step in steps(path) {
-            let next = match (&here.value, step) {
-                (Value::Mapping(entries), Step::Key(key)) => {
-                    entries.iter().find(|entry| entry.key == key).map(|entry| {
-                        // A block mapping or list starts on a later line; its key is what a reader looks for.
-                        let at = if entry.node.at.line == entry.key_at.line { entry.node.at } else { entry.key_at };
-                        (&entry.node, (entry.key_at, at))
-                    })
-                }
-                (Value::List(nodes), Step::Index(index)) => nodes.get(index).map(|node| (node, (node.at, node.at))),
-                _ => None,
-            };
-            let Some((node, position)) = next else { break };
+            let Some((node, position)) = here.below(&step) else { break };
             here = node;
             at = position;
         }
         at
+    }
+
+    /// Whether there is a value at `path`.
+    pub(crate) fn holds(&self, path: &str) -> bool {
+        steps(path).try_fold(self, |here, step| here.below(&step).map(|(node, _)| node)).is_some()
+    }
+
+    /// The value one step further, with the places of its key and of itself.
+    fn below(&self, step: &Step<'_>) -> Option<(&Node, (Position, Position))> {
+        match (&self.value, step) {
+            (Value::Mapping(entries), Step::Key(key)) => {
+                entries.iter().find(|entry| entry.key == *key).map(|entry| {
+                    // A block mapping or list starts on a later line; its key is what a reader looks for.
+                    let at = if entry.node.at.line == entry.key_at.line { entry.node.at } else { entry.key_at };
+                    (&entry.node, (entry.key_at, at))
+                })
+            }
+            (Value::List(nodes), Step::Index(index)) => nodes.get(*index).map(|node| (node, (node.at, node.at))),
+            _ => None,
+        }
     }
 }
 

@@ -34,6 +34,11 @@ fn what_envoy_cannot_enforce_is_said() {
         "filter `first`: it can call every foreign function; `foreign_functions` is not enforced",
         "filter `third`: after a crash, requests pass WITHOUT it (`failure_policy: fail_open`)",
         "`limits.buffered_bytes` differs between filters; Envoy has one buffer limit, the largest: 2MiB",
+        "filter `db-guard`: after a crash, TCP connections pass WITHOUT it (`failure_policy: fail_open`)",
+        "listener `db`: `limits.idle_timeout` counts from when the upstream is connected",
+        "listener `mail`: a filter that resumes a connection also resumes what the filters before it hold",
+        "listener `mail`: `limits.buffered_bytes` differs between its filters; Envoy has one buffer limit, the largest: 1MiB",
+        "upstream `postgres`: Envoy counts `max_connections` over all workers, and lets 1024 TCP connections wait",
         "upstream `keys`: the system's certificate authorities are read from",
         "upstream `orders`: Envoy counts `max_connections` over all workers",
         "start `portcullis operators run`",
@@ -48,6 +53,26 @@ fn what_envoy_cannot_enforce_is_said() {
     for note in &rendering.notes {
         assert!(rendering.yaml.contains(&format!("# - {note}\n")), "not among the comments: {note}");
     }
+}
+
+#[test]
+fn tcp_listeners_and_their_filters_are_apart_from_http() {
+    let folder = support::folder();
+    let policy = support::policy_in(folder.path(), include_str!("policies/everything.yaml"));
+    let yaml = render_bootstrap(&policy, &support::options(folder.path())).yaml;
+    let (http, tcp) = yaml.split_once("    - name: db\n").expect("listeners in order");
+    assert!(!http.contains("network.wasm") && !http.contains("db-guard\n"), "{http}");
+    let (tcp, clusters) = tcp.split_once("  clusters:\n").expect("clusters behind the listeners");
+    assert!(!tcp.contains("filters.http") && !tcp.contains("alpn"), "{tcp}");
+    let (db, mail) = tcp.split_once("    - name: mail\n").expect("two listeners");
+    assert!(db.contains("name: db-guard") && !db.contains("name: counter"), "{db}");
+    assert!(mail.contains("name: db-guard") && mail.contains("name: counter"), "all by default: {mail}");
+    assert!(db.contains("idle_timeout: \"1800s\"") && mail.contains("idle_timeout: \"3600s\""), "{tcp}");
+    let (_, postgres) = clusters.split_once("name: postgres\n").expect("its cluster");
+    let (postgres, _) = postgres.split_once("    - name:").expect("another cluster behind it");
+    assert!(postgres.contains("per_connection_buffer_limit_bytes: 131072"), "{postgres}");
+    assert!(!postgres.contains("alpn") && !postgres.contains("http"), "{postgres}");
+    assert!(!render_http_filters(&policy).yaml.contains("db-guard"));
 }
 
 #[test]

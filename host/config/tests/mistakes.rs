@@ -66,6 +66,7 @@ files! {
     says_what_has_the_wrong_shape: "shape.txt"
     says_which_names_are_wrong: "names.txt"
     says_what_is_wrong_with_listeners: "listeners.txt"
+    says_what_is_wrong_with_tcp: "tcp.txt"
     says_what_is_wrong_with_filters: "filters.txt"
     says_what_is_wrong_with_upstreams: "upstreams.txt"
     says_what_is_wrong_with_operators: "operators.txt"

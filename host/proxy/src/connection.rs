@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
@@ -20,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
 
 use crate::certificate;
 use crate::framing::HeadLimits;
@@ -107,30 +109,49 @@ pub(crate) async fn run(worker: Rc<WorkerState>, accepted: Accepted) {
     };
     match tls {
         None => detect(connection(None), stream, phase).await,
-        Some(tls) => match tokio::time::timeout(limits.header_timeout, tls.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let session = stream.get_ref().1;
-                let info = TlsInfo {
-                    version: tls_version(session.protocol_version()),
-                    server_name: session.server_name().unwrap_or_default().to_owned(),
-                    local_certificate: tls.certificate,
-                    peer_certificate: peer_certificate(session.peer_certificates()),
-                };
-                let http2 = session.alpn_protocol() == Some(b"h2");
-                let connection = connection(Some(info));
-                if http2 {
-                    run_http2(connection, stream, phase).await;
-                } else {
-                    run_http1(connection, stream, BytesMut::new(), phase).await;
-                }
+        Some(tls) => {
+            let Some((stream, info)) = handshake(&worker, peer, tls, stream, limits.header_timeout).await else {
+                return;
+            };
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let connection = connection(Some(info));
+            if http2 {
+                run_http2(connection, stream, phase).await;
+            } else {
+                run_http1(connection, stream, BytesMut::new(), phase).await;
             }
-            Ok(Err(error)) => {
-                worker.metrics.tls_failures.increment();
-                tracing::debug!(client = %peer.ip(), %error, "TLS handshake failed");
-            }
-            Err(_) => worker.metrics.tls_failures.increment(),
-        },
+        }
     }
+}
+
+/// Begins TLS with a client; `None` where that fails.
+pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &WorkerState,
+    peer: SocketAddr,
+    tls: ServerTls,
+    stream: S,
+    time: Duration,
+) -> Option<(TlsStream<S>, TlsInfo)> {
+    let stream = match tokio::time::timeout(time, tls.acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            worker.metrics.tls_failures.increment();
+            tracing::debug!(client = %peer.ip(), %error, "TLS handshake failed");
+            return None;
+        }
+        Err(_) => {
+            worker.metrics.tls_failures.increment();
+            return None;
+        }
+    };
+    let session = stream.get_ref().1;
+    let info = TlsInfo {
+        version: tls_version(session.protocol_version()),
+        server_name: session.server_name().unwrap_or_default().to_owned(),
+        local_certificate: tls.certificate,
+        peer_certificate: peer_certificate(session.peer_certificates()),
+    };
+    Some((stream, info))
 }
 
 /// As Envoy and OpenSSL write it.
@@ -255,7 +276,8 @@ where
     .await;
 }
 
-async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+/// Ends when a phase is reached.
+pub(crate) async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
     if phase.wait_for(|phase| *phase >= wanted).await.is_err() {
         // The worker is gone, and this task with it in a moment.
         std::future::pending::<()>().await;

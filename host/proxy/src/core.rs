@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portcullis_abi::{
-    Action, Call, CallAnswer, CallId, Embedder, GrpcOpen, Lint, LogLevel, LogRecord, Part, StreamId, StreamInfo, Worker,
+    Action, Call, CallAnswer, CallId, ClosedBy, Embedder, GrpcOpen, Lint, LogLevel, LogRecord, Part, StreamId,
+    StreamInfo, Worker,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -24,6 +25,7 @@ use crate::grpc::{self, Outgoing};
 use crate::metrics::{Counter, Registry, WorkerMetrics};
 use crate::outbox::Bell;
 use crate::plan::Plan;
+use crate::relay::Relay;
 use crate::upstream::Upstream;
 
 /// See the module.
@@ -33,12 +35,13 @@ pub(crate) struct Core {
     pub(crate) metrics: Rc<WorkerMetrics>,
     worker: RefCell<Worker>,
     exchanges: RefCell<HashMap<StreamId, Rc<Exchange>>>,
+    relays: RefCell<HashMap<StreamId, Rc<Relay>>>,
     calls: RefCell<HashMap<CallId, Running>>,
     refusals: Refusals,
     next_timer: Cell<Option<Duration>>,
     timer_changed: Bell,
     notified: Arc<Notify>,
-    retired: Cell<bool>,
+    retired: watch::Sender<bool>,
 }
 
 /// A callout under way.
@@ -91,12 +94,13 @@ impl Core {
             metrics: Rc::clone(metrics),
             worker: RefCell::new(worker),
             exchanges: RefCell::default(),
+            relays: RefCell::default(),
             calls: RefCell::default(),
             refusals,
             next_timer: Cell::new(None),
             timer_changed: Bell::default(),
             notified: Arc::new(Notify::new()),
-            retired: Cell::new(false),
+            retired: watch::Sender::new(false),
         });
         let notified = Arc::clone(&core.notified);
         core.with(|worker| worker.set_waker(Arc::new(move || notified.notify_one())));
@@ -121,6 +125,22 @@ impl Core {
         id
     }
 
+    /// Begins a TCP connection, likewise.
+    pub(crate) fn open_connection(self: &Rc<Self>, filters: &[usize], info: StreamInfo, relay: &Rc<Relay>) -> StreamId {
+        let mut worker = self.worker.borrow_mut();
+        let id = worker.open_connection(filters, info);
+        self.relays.borrow_mut().insert(id, Rc::clone(relay));
+        self.carry_out_all(&mut worker);
+        id
+    }
+
+    /// Ends a TCP connection. Exactly once for each [`Core::open_connection`].
+    pub(crate) fn close_connection(self: &Rc<Self>, id: StreamId, by: ClosedBy, ending: portcullis_abi::Ending) {
+        self.with(|worker| worker.close_connection(id, by, ending));
+        self.relays.borrow_mut().remove(&id);
+        self.end_if_unused();
+    }
+
     /// Whether the filters take more of a body now.
     pub(crate) fn may_read(&self, id: StreamId, direction: portcullis_abi::Direction) -> bool {
         self.worker.borrow().may_read(id, direction)
@@ -135,12 +155,23 @@ impl Core {
 
     /// New requests go elsewhere from now on.
     pub(crate) fn retire(self: &Rc<Self>) {
-        self.retired.set(true);
+        self.retired.send_replace(true);
         self.end_if_unused();
     }
 
+    /// Ends when new requests have gone elsewhere for this time.
+    pub(crate) async fn retired_for(&self, time: Duration) {
+        // The sender lives as long as this, so that waiting cannot fail.
+        drop(self.retired.subscribe().wait_for(|retired| *retired).await);
+        tokio::time::sleep(time).await;
+    }
+
+    fn is_unused(&self) -> bool {
+        *self.retired.borrow() && self.exchanges.borrow().is_empty() && self.relays.borrow().is_empty()
+    }
+
     fn end_if_unused(self: &Rc<Self>) {
-        if !self.retired.get() || !self.exchanges.borrow().is_empty() {
+        if !self.is_unused() {
             return;
         }
         for (_, call) in self.calls.borrow_mut().drain() {
@@ -149,10 +180,6 @@ impl Core {
         self.with(Worker::shutdown);
         self.timer_changed.ring();
         self.notified.notify_one();
-    }
-
-    fn has_ended(&self) -> bool {
-        self.retired.get() && self.exchanges.borrow().is_empty()
     }
 
     fn carry_out_all(self: &Rc<Self>, worker: &mut Worker) {
@@ -196,6 +223,23 @@ impl Core {
             Action::Readable(id, direction) => {
                 if let Some(exchange) = self.exchange(id) {
                     exchange.readable(direction);
+                } else if let Some(relay) = self.relay(id) {
+                    relay.changed.ring();
+                }
+            }
+            Action::Connect(id) => {
+                if let Some(relay) = self.relay(id) {
+                    relay.connect();
+                }
+            }
+            Action::Data { id, direction, bytes, end_of_stream } => {
+                if let Some(relay) = self.relay(id) {
+                    relay.put(direction, bytes, end_of_stream);
+                }
+            }
+            Action::Close(id, details) => {
+                if let Some(relay) = self.relay(id) {
+                    relay.close(details);
                 }
             }
             Action::Call(id, call) => self.start_call(id, call),
@@ -216,6 +260,10 @@ impl Core {
                 tracing::error!(?action, "a filter asked for what this proxy cannot do");
             }
         }
+    }
+
+    fn relay(&self, id: StreamId) -> Option<Rc<Relay>> {
+        self.relays.borrow().get(&id).cloned()
     }
 
     fn exchange(&self, id: StreamId) -> Option<Rc<Exchange>> {
@@ -301,7 +349,7 @@ impl Refusals {
 
 /// Runs ticks and queue notifications until the core is retired and unused.
 async fn keep_time(core: Rc<Core>) {
-    while !core.has_ended() {
+    while !core.is_unused() {
         let due = core.next_timer.get().map(|at| core.plan.epoch + at);
         let tick = async {
             match due {
@@ -320,7 +368,7 @@ async fn keep_time(core: Rc<Core>) {
         tokio::select! {
             () = tick => core.with(Worker::run_timers),
             () = core.notified.notified() => {
-                if !core.has_ended() {
+                if !core.is_unused() {
                     core.with(Worker::run_notifications);
                 }
             }

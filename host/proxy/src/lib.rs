@@ -31,11 +31,14 @@ mod metrics;
 mod operator;
 mod outbox;
 mod plan;
+mod relay;
 mod released;
 mod rewind;
 mod serve;
 mod server;
+mod socket;
 mod stall;
+mod tcp;
 mod upstream;
 mod worker;
 

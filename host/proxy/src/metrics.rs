@@ -281,6 +281,7 @@ pub(crate) struct WorkerMetrics {
     pub(crate) request_bytes: Arc<Counter>,
     pub(crate) response_bytes: Arc<Counter>,
     pub(crate) log_lines_dropped: Arc<Counter>,
+    pub(crate) tcp: TcpMetrics,
     responses: [Arc<Counter>; 5],
     duration_buckets: Vec<Arc<Counter>>,
     duration_count: Arc<Counter>,
@@ -339,6 +340,7 @@ impl WorkerMetrics {
                 "portcullis_access_log_lines_dropped_total",
                 "Access log lines dropped because standard output did not keep up.",
             ),
+            tcp: TcpMetrics::new(registry, worker),
             responses: [class("1xx"), class("2xx"), class("3xx"), class("4xx"), class("5xx")],
             duration_buckets: DURATION_BOUNDS_US.iter().map(|(_, le)| durations(&[("le", le)])).collect(),
             duration_count: durations(&[("le", "+Inf")]),
@@ -370,6 +372,49 @@ pub(crate) fn write_module_metrics(counts: Counts, out: &mut String) {
         "# HELP {NAME} Filters' modules that were compiled, or found compiled.\n# TYPE {NAME} counter\n\
          {NAME}{{source=\"cache\"}} {cached}\n{NAME}{{source=\"compiler\"}} {compiled}"
     );
+}
+
+/// One worker's counters of TCP connections that are forwarded.
+#[derive(Debug)]
+pub(crate) struct TcpMetrics {
+    connections: Arc<Counter>,
+    active: Arc<Counter>,
+    pub(crate) received: Arc<Counter>,
+    pub(crate) sent: Arc<Counter>,
+    closed: Vec<(&'static str, Arc<Counter>)>,
+}
+
+/// How a TCP connection can end.
+const TCP_ENDS: [&str; 8] = ["finished", "client", "upstream", "unreachable", "filter", "filter_failed", "idle", "cut"];
+
+impl TcpMetrics {
+    fn new(registry: &Registry, worker: usize) -> TcpMetrics {
+        let counter = |name, help| registry.counter(worker, name, help, &[]);
+        let closed = |reason| {
+            let help = "TCP connections that have ended, by reason.";
+            let labels = [("reason", reason)];
+            (reason, registry.counter(worker, "portcullis_tcp_connections_closed_total", help, &labels))
+        };
+        TcpMetrics {
+            connections: counter("portcullis_tcp_connections_total", "TCP connections forwarded, or held by a filter."),
+            active: registry.gauge(worker, "portcullis_tcp_connections_active", "TCP connections open now.", &[]),
+            received: counter("portcullis_tcp_received_bytes_total", "Bytes received from clients of TCP listeners."),
+            sent: counter("portcullis_tcp_sent_bytes_total", "Bytes sent to clients of TCP listeners."),
+            closed: TCP_ENDS.map(closed).into(),
+        }
+    }
+
+    pub(crate) fn begins(&self) {
+        self.connections.increment();
+        self.active.add(1);
+    }
+
+    pub(crate) fn ends(&self, reason: &'static str) {
+        self.active.decrement();
+        if let Some((_, counter)) = self.closed.iter().find(|(own, _)| *own == reason) {
+            counter.increment();
+        }
+    }
 }
 
 /// Appends what the operating system knows of this process.

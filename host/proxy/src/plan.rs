@@ -13,7 +13,9 @@ use portcullis_abi::{
 };
 use portcullis_code::{LoadLimits, Loader, Source};
 use portcullis_config::envoy::{operator_cluster_name, upstream_cluster_name};
-use portcullis_config::{Action, Filter, HostPattern, ListenerTls, Policy, RequestParts, Route, Target};
+use portcullis_config::{
+    Action, Filter, HostPattern, ListenerTls, Policy, Protocol, RequestParts, Route, Service, Target, TcpForward,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::time::Instant;
@@ -94,7 +96,11 @@ impl Plan {
         let listener_tls = policy
             .listeners
             .iter()
-            .map(|listener| listener.tls.as_ref().map(acceptor).transpose())
+            .map(|listener| {
+                // What is spoken on a TCP connection only its ends know.
+                let alpn: &[&[u8]] = if listener.service == Service::Http { &[b"h2", b"http/1.1"] } else { &[] };
+                listener.tls.as_ref().map(|tls| acceptor(tls, alpn)).transpose()
+            })
             .collect::<Result<_, _>>()?;
         let mut system_roots = None;
         let upstream_tls = policy
@@ -102,7 +108,12 @@ impl Plan {
             .iter()
             .map(|upstream| {
                 let Some(tls) = &upstream.tls else { return Ok(None) };
-                connector(&upstream.name, tls, upstream.http2, &mut system_roots).map(Some)
+                let alpn: &[&[u8]] = match upstream {
+                    _ if upstream.tcp => &[],
+                    _ if upstream.http2 => &[b"h2"],
+                    _ => &[b"http/1.1"],
+                };
+                connector(&upstream.name, tls, alpn, &mut system_roots).map(Some)
             })
             .collect::<Result<_, _>>()?;
         Ok(Plan {
@@ -138,10 +149,20 @@ impl Plan {
         info
     }
 
-    /// How much of a body may wait in the chain: the most that one of its filters is allowed.
-    pub(crate) fn buffer_bytes(&self, route: &Route) -> usize {
-        route
-            .filters
+    /// What filters see of where TCP connections go.
+    pub(crate) fn tcp_info(&self, forward: &TcpForward) -> RouteInfo {
+        let upstream = self.policy.upstreams.get(forward.upstream);
+        RouteInfo {
+            cluster_name: upstream.map_or("", upstream_cluster_name).into(),
+            endpoints: upstream.map(|upstream| upstream.endpoints.len()),
+            ..RouteInfo::default()
+        }
+    }
+
+    /// How much of a body, or of a TCP connection, may wait in a chain of these filters: the most that one of them is
+    /// allowed.
+    pub(crate) fn buffer_bytes(&self, filters: &[usize]) -> usize {
+        filters
             .iter()
             .filter_map(|index| self.policy.filters.get(*index))
             .map(|filter| filter.limits.buffered_bytes.as_usize())
@@ -160,6 +181,7 @@ fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Pla
         Some(module) => module,
         None => load(filter, loader).map_err(|problem| error(place(), problem))?,
     };
+    check_callbacks(filter.protocol, &module).map_err(|problem| error(place(), problem))?;
     let limits = &filter.limits;
     let mut plugin = Plugin::new(&filter.name, module);
     plugin.root_id.clone_from(&filter.root_id);
@@ -223,6 +245,23 @@ fn patterns(written: Option<&Vec<portcullis_config::NamePattern>>) -> Option<Vec
         portcullis_config::NamePattern::Prefix(prefix) => NamePattern::Prefix(prefix.clone()),
     };
     Some(written?.iter().map(pattern).collect())
+}
+
+/// A filter without callbacks for what it is to look at would never be called, and everything would pass it. Modules made
+/// with an SDK have all callbacks; those crash at the first that they were not written for, and so fail closed.
+fn check_callbacks(protocol: Protocol, module: &Module) -> Result<(), &'static str> {
+    let callbacks = module.callbacks();
+    match protocol {
+        Protocol::Http if callbacks.tcp && !callbacks.http => Err(
+            "the module has callbacks for TCP connections only, so no request would ever reach it\n  hint: give the filter \
+             `protocol: tcp`, and a listener with `tcp`",
+        ),
+        Protocol::Tcp if callbacks.http && !callbacks.tcp => Err(
+            "the module has callbacks for HTTP only, so no TCP connection would ever reach it\n  hint: remove `protocol: \
+             tcp`, or use a module that exports `proxy_on_new_connection` or `proxy_on_downstream_data`",
+        ),
+        Protocol::Http | Protocol::Tcp => Ok(()),
+    }
 }
 
 fn environment(filter: &Filter) -> Vec<(String, String)> {
@@ -294,7 +333,7 @@ impl VirtualHosts {
     }
 }
 
-fn acceptor(tls: &ListenerTls) -> Result<ServerTls, PlanError> {
+fn acceptor(tls: &ListenerTls, alpn: &[&[u8]]) -> Result<ServerTls, PlanError> {
     let at = tls.certificate_path.display().to_string();
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&tls.certificate_pem)
         .collect::<Result<_, _>>()
@@ -312,14 +351,14 @@ fn acceptor(tls: &ListenerTls) -> Result<ServerTls, PlanError> {
         .map_err(|cause| {
             error(&at, format!("certificate and private key ({key_at}) do not work together: {cause}\n  hint: check that the key is this certificate's"))
         })?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), certificate })
 }
 
 fn connector(
     upstream: &str,
     tls: &portcullis_config::UpstreamTls,
-    http2: bool,
+    alpn: &[&[u8]],
     system_roots: &mut Option<Arc<rustls::RootCertStore>>,
 ) -> Result<UpstreamTls, PlanError> {
     let roots = match &tls.ca {
@@ -344,7 +383,7 @@ fn connector(
         .map_err(|cause| error(format!("upstream `{upstream}`"), cause.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let server_name = ServerName::try_from(tls.server_name.clone()).map_err(|_| {
         error(format!("upstream `{upstream}`"), format!("`{}` is no name a certificate can have", tls.server_name))
     })?;

@@ -85,7 +85,7 @@ pub(crate) async fn serve(
     info.filter_chain_name = portcullis_config::envoy::filter_chain_name(policy, connection.peer.ip());
     info.listener_name = Arc::clone(&connection.listener_name);
     info.connection_state = connection.state.clone();
-    info.buffer_bytes_max = core.plan.buffer_bytes(route);
+    info.buffer_bytes_max = core.plan.buffer_bytes(&route.filters);
 
     worker.metrics.requests_active.increment();
     let exchange = Rc::new(Exchange::default());

@@ -174,6 +174,7 @@ impl Server {
             StartError::System(format!("cannot start the thread that writes the access log: {error}"))
         })?;
 
+        let drain_time = options.drain_time.unwrap_or(DRAIN_TIME);
         let mut workers = Starting::default();
         let mut starts = Vec::new();
         for number in 0..plan.policy.workers {
@@ -182,6 +183,7 @@ impl Server {
                 plan: Arc::clone(&plan),
                 registry: Arc::clone(&registry),
                 access_log: writer.as_ref().and_then(Writer::sender),
+                drain_time,
             };
             let (remote, start) = worker::start(setup)
                 .map_err(|error| StartError::System(format!("cannot start worker {number}: {error}")))?;
@@ -233,7 +235,7 @@ impl Server {
             admin,
             workers,
             writer,
-            drain_time: options.drain_time.unwrap_or(DRAIN_TIME),
+            drain_time,
             shutdown: shutdown_wanted,
             _ticker: ticker,
         })
@@ -365,7 +367,8 @@ impl Drop for Starting {
 pub fn check(policy: Policy, options: Options) -> Result<(), StartError> {
     let (loader, _ticker) = engine(options.loading)?;
     let plan = Arc::new(load(policy, &loader, options.operators.as_deref(), None)?);
-    let setup = Setup { number: 0, plan, registry: Arc::new(Registry::default()), access_log: None };
+    let setup =
+        Setup { number: 0, plan, registry: Arc::new(Registry::default()), access_log: None, drain_time: DRAIN_TIME };
     let (remote, start) =
         worker::start(setup).map_err(|error| StartError::System(format!("cannot start a worker: {error}")))?;
     let _worker = Starting(vec![remote]);

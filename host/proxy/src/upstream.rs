@@ -22,7 +22,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use portcullis_abi::TlsInfo;
 use portcullis_config::Endpoint;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -32,6 +31,7 @@ use crate::failure::UpstreamFailure;
 use crate::grpc::Sending;
 use crate::metrics::{Counter, Registry};
 use crate::released::{BrokenOff, Released};
+use crate::socket::{Line, Socket};
 
 /// Idle connections kept per endpoint.
 const IDLE_MAX: usize = 64;
@@ -91,6 +91,14 @@ struct Idle {
     sender: http1::SendRequest<RequestBody>,
     ends: Rc<Ends>,
     since: Instant,
+}
+
+/// A connection for bytes.
+pub(crate) struct TcpLease {
+    pub(crate) line: Line,
+    pub(crate) ends: Ends,
+    /// To be kept as long as the connection.
+    pub(crate) slot: Slot,
 }
 
 /// A connection to send one request on.
@@ -184,18 +192,45 @@ impl Upstream {
         if !fresh && let Some((sender, ends)) = state.take() {
             return Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: true, ends });
         }
-        if self.open.get() >= self.settings.max_connections && !self.close_an_idle_one() {
-            return Err(UpstreamFailure::Overflow);
-        }
-        let slot = Slot::taken(self);
-        let (sender, ends) = timeout(self.settings.connect_timeout, self.connect(target, slot))
-            .await
-            .map_err(|_| UpstreamFailure::ConnectTimeout)??;
-        self.connections.increment();
+        let slot = self.slot()?;
+        let connect = async {
+            let (line, ends) = self.connect(target).await?;
+            Ok((self.handshake(line, slot).await?, Rc::new(ends)))
+        };
+        let (sender, ends) = self.in_time(connect).await?;
         if let Sender::Http2(sender) = &sender {
             *state.shared.borrow_mut() = Some((sender.clone(), Rc::clone(&ends)));
         }
         Ok(Lease { upstream: Rc::clone(self), endpoint, sender, reused: false, ends })
+    }
+
+    /// A connection for bytes that are not HTTP, to the endpoint whose turn it is.
+    pub(crate) async fn tcp(self: &Rc<Self>) -> Result<TcpLease, UpstreamFailure> {
+        let endpoint = self.next.get() % self.endpoints.len().max(1);
+        self.next.set(endpoint + 1);
+        let target = self.settings.endpoints.get(endpoint).ok_or(UpstreamFailure::Connect)?;
+        let slot = self.slot()?;
+        let (line, ends) = self.in_time(self.connect(target)).await?;
+        Ok(TcpLease { line, ends, slot })
+    }
+
+    /// A new connection's place among those that there may be.
+    fn slot(self: &Rc<Self>) -> Result<Slot, UpstreamFailure> {
+        if self.open.get() >= self.settings.max_connections && !self.close_an_idle_one() {
+            return Err(UpstreamFailure::Overflow);
+        }
+        Ok(Slot::taken(self))
+    }
+
+    /// Bounds the time for a new connection, and counts it.
+    async fn in_time<T>(
+        &self,
+        connect: impl Future<Output = Result<T, UpstreamFailure>>,
+    ) -> Result<T, UpstreamFailure> {
+        let connected = timeout(self.settings.connect_timeout, connect);
+        let connected = connected.await.map_err(|_| UpstreamFailure::ConnectTimeout)??;
+        self.connections.increment();
+        Ok(connected)
     }
 
     /// Makes room for a connection to one endpoint at the expense of an unused one to another.
@@ -203,9 +238,9 @@ impl Upstream {
         self.endpoints.iter().any(|state| state.idle.borrow_mut().pop().is_some())
     }
 
-    async fn connect(self: &Rc<Self>, endpoint: &Endpoint, slot: Slot) -> Result<(Sender, Rc<Ends>), UpstreamFailure> {
-        match endpoint {
-            Endpoint::Address(address) => self.connect_tcp(&[*address], slot).await,
+    async fn connect(&self, endpoint: &Endpoint) -> Result<(Line, Ends), UpstreamFailure> {
+        let socket = match endpoint {
+            Endpoint::Address(address) => connect_tcp(&[*address]).await?,
             Endpoint::Name { host, port } => {
                 let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), *port))
                     .await
@@ -214,65 +249,37 @@ impl Upstream {
                 if addresses.is_empty() {
                     return Err(UpstreamFailure::Resolve);
                 }
-                self.connect_tcp(&addresses, slot).await
+                connect_tcp(&addresses).await?
             }
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|_| UpstreamFailure::Connect)?;
-                self.secure(stream, slot, Ends::default()).await
+                Socket::Unix(UnixStream::connect(path).await.map_err(|_| UpstreamFailure::Connect)?)
             }
+        };
+        let ends = match &socket {
+            Socket::Tcp(stream) => Ends { peer: stream.peer_addr().ok(), local: stream.local_addr().ok(), tls: None },
+            Socket::Unix(_) => Ends::default(),
+        };
+        let Some(tls) = &self.tls else { return Ok((Line::Plain(socket), ends)) };
+        let stream = tls.connector.connect(tls.server_name.clone(), socket).await.map_err(|error| {
+            tracing::warn!(upstream = self.name(), %error, "TLS with the upstream failed");
+            UpstreamFailure::Connect
+        })?;
+        let session = stream.get_ref().1;
+        if self.settings.http2 && session.alpn_protocol() != Some(b"h2") {
+            tracing::warn!(upstream = self.name(), "the upstream does not offer HTTP/2 (ALPN h2)");
+            return Err(UpstreamFailure::Protocol);
         }
+        let info = TlsInfo {
+            version: tls_version(session.protocol_version()),
+            server_name: tls.server_name.to_str().into_owned(),
+            local_certificate: None,
+            peer_certificate: peer_certificate(session.peer_certificates()),
+        };
+        Ok((Line::Tls(Box::new(stream.into())), Ends { tls: Some(info), ..ends }))
     }
 
-    async fn connect_tcp(
-        self: &Rc<Self>,
-        addresses: &[SocketAddr],
-        slot: Slot,
-    ) -> Result<(Sender, Rc<Ends>), UpstreamFailure> {
-        let stream = TcpStream::connect(addresses).await.map_err(|_| UpstreamFailure::Connect)?;
-        // Requests are written whole; waiting for more would only delay them.
-        drop(stream.set_nodelay(true));
-        let ends = Ends { peer: stream.peer_addr().ok(), local: stream.local_addr().ok(), tls: None };
-        self.secure(stream, slot, ends).await
-    }
-
-    async fn secure<S>(
-        self: &Rc<Self>,
-        stream: S,
-        slot: Slot,
-        ends: Ends,
-    ) -> Result<(Sender, Rc<Ends>), UpstreamFailure>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
-        match &self.tls {
-            None => Ok((self.handshake(stream, slot).await?, Rc::new(ends))),
-            Some(tls) => {
-                let stream = tls.connector.connect(tls.server_name.clone(), stream).await.map_err(|error| {
-                    tracing::warn!(upstream = self.name(), %error, "TLS with the upstream failed");
-                    UpstreamFailure::Connect
-                })?;
-                if self.settings.http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-                    tracing::warn!(upstream = self.name(), "the upstream does not offer HTTP/2 (ALPN h2)");
-                    return Err(UpstreamFailure::Protocol);
-                }
-                let session = stream.get_ref().1;
-                let info = TlsInfo {
-                    version: tls_version(session.protocol_version()),
-                    server_name: tls.server_name.to_str().into_owned(),
-                    local_certificate: None,
-                    peer_certificate: peer_certificate(session.peer_certificates()),
-                };
-                let ends = Ends { tls: Some(info), ..ends };
-                Ok((self.handshake(stream, slot).await?, Rc::new(ends)))
-            }
-        }
-    }
-
-    async fn handshake<S>(self: &Rc<Self>, stream: S, slot: Slot) -> Result<Sender, UpstreamFailure>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
-        let io = TokioIo::new(stream);
+    async fn handshake(&self, line: Line, slot: Slot) -> Result<Sender, UpstreamFailure> {
+        let io = TokioIo::new(line);
         if self.settings.http2 {
             let (sender, connection) = http2::Builder::new(LocalExecutor)
                 .timer(TokioTimer::new())
@@ -336,6 +343,13 @@ impl EndpointState {
     }
 }
 
+async fn connect_tcp(addresses: &[SocketAddr]) -> Result<Socket, UpstreamFailure> {
+    let stream = TcpStream::connect(addresses).await.map_err(|_| UpstreamFailure::Connect)?;
+    // Messages are written whole; waiting for more would only delay them.
+    drop(stream.set_nodelay(true));
+    Ok(Socket::Tcp(stream))
+}
+
 /// Runs a connection until it ends, and with it its slot.
 fn drive<C, E>(connection: C, slot: Slot)
 where
@@ -349,7 +363,7 @@ where
 }
 
 /// One of the connections that an upstream may have.
-struct Slot(Rc<Upstream>);
+pub(crate) struct Slot(Rc<Upstream>);
 
 impl Slot {
     fn taken(upstream: &Rc<Upstream>) -> Slot {

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use portcullis_abi::PluginHealth;
+use portcullis_config::Service;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -24,6 +25,7 @@ use crate::ids::RequestIds;
 use crate::listener::OpenConnections;
 use crate::metrics::{Registry, WorkerMetrics};
 use crate::plan::Plan;
+use crate::tcp;
 
 /// How often kept connections are looked through.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -63,6 +65,7 @@ pub(crate) struct Setup {
     pub(crate) plan: Arc<Plan>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) access_log: Option<SyncSender<String>>,
+    pub(crate) drain_time: Duration,
 }
 
 /// The control thread's end of a worker.
@@ -77,6 +80,8 @@ pub(crate) struct WorkerState {
     pub(crate) metrics: Rc<WorkerMetrics>,
     pub(crate) ids: RequestIds,
     pub(crate) access_log: AccessLog,
+    /// How long what began under a policy may go on after it was replaced.
+    pub(crate) drain_time: Duration,
     number: usize,
     registry: Arc<Registry>,
     core: RefCell<Rc<Core>>,
@@ -126,7 +131,7 @@ fn access_log_format(plan: &Plan) -> AccessLogFormat {
 }
 
 async fn run(setup: Setup, mut commands: UnboundedReceiver<Command>, started: oneshot::Sender<Result<(), String>>) {
-    let Setup { number, plan, registry, access_log } = setup;
+    let Setup { number, plan, registry, access_log, drain_time } = setup;
     let metrics = Rc::new(WorkerMetrics::new(&registry, number));
     let core = match Core::start(&plan, &registry, &metrics, number) {
         Ok(core) => core,
@@ -139,6 +144,7 @@ async fn run(setup: Setup, mut commands: UnboundedReceiver<Command>, started: on
         ids: RequestIds::new(),
         access_log: AccessLog::new(access_log_format(&plan), access_log, Arc::clone(&metrics.log_lines_dropped)),
         metrics,
+        drain_time,
         number,
         registry,
         core: RefCell::new(core),
@@ -270,10 +276,14 @@ async fn accept(
             tls: core.plan.listener_tls.get(index).cloned().flatten(),
             phase: phase.clone(),
         };
-        let worker = Rc::clone(&worker);
+        let (worker, service) = (Rc::clone(&worker), settings.service.clone());
         tokio::task::spawn_local(async move {
             let _active = Active::begin(&worker);
-            connection::run(Rc::clone(&worker), accepted).await;
+            match service {
+                Service::Http => connection::run(Rc::clone(&worker), accepted).await,
+                // To its end under the policy that it began with: its bytes are in the hands of that policy's filters.
+                Service::Tcp(forward) => tcp::run(Rc::clone(&worker), core, accepted, forward).await,
+            }
             drop(open);
         });
     }

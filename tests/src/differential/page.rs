@@ -8,7 +8,7 @@ use super::suite::Compared;
 
 /// Deviations that no row can show, and the test that does: they take two requests at once, a gRPC server, a stats sink, or a
 /// comparison that ends Envoy.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 19] = [
     ("`google_grpc` in a serialised `GrpcService`", "host/abi/tests/guests/grpc.rs"),
     ("a `GrpcService` without a target, an empty upstream name", "host/abi/tests/guests/grpc.rs"),
     (
@@ -22,6 +22,8 @@ const ELSEWHERE: [(&str, &str); 17] = [
     ("`uncompress`", "host/abi/tests/guests/limits.rs"),
     ("requests that wait in a VM that traps", "host/abi/tests/guests/hostile.rs"),
     ("`proxy_continue_stream(2)` of one filter while another holds", "host/abi/tests/guests/tcp.rs"),
+    ("TCP connections on a listener with TLS", "host/proxy/tests/proxy/tcp.rs"),
+    ("TLS that a client cuts off without its closing message", "host/proxy/tests/proxy/tcp.rs"),
     ("TCP connections in a VM that traps", "host/abi/tests/guests/tcp.rs"),
     ("a path that a filter wrote", "tests/tests/calls.rs"),
     ("`upstream.*` and `xds.upstream_host_metadata` while the request's body is read", "tests/tests/calls.rs"),

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::names::is_token;
-use super::{Compiler, Names, owned, present};
+use super::{Compiler, References, owned, present};
 use crate::capabilities::{FOREIGN_FUNCTIONS, HOST_FUNCTIONS};
 use crate::file;
 use crate::mistake::{Mistake, Position, did_you_mean};
@@ -16,17 +16,20 @@ use crate::units::{Size, Time};
 const CONFIGURATION_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Compiler<'_> {
-    pub(super) fn filters(&mut self, written: Vec<Option<file::Filter>>, upstreams: &Names) -> Vec<Filter> {
+    pub(super) fn filters(&mut self, written: Vec<Option<file::Filter>>, references: &References) -> Vec<Filter> {
         self.unique_names("filters", present(&written).map(|(index, filter)| (index, filter.name.as_str())));
         let mut filters = Vec::new();
         for (index, filter) in owned(written) {
-            filters.push(self.filter(&format!("filters[{index}]"), filter, upstreams));
+            filters.push(self.filter(&format!("filters[{index}]"), filter, references));
         }
         filters
     }
 
-    fn filter(&mut self, path: &str, filter: file::Filter, upstreams: &Names) -> Filter {
+    fn filter(&mut self, path: &str, filter: file::Filter, references: &References) -> Filter {
         let at = |field: &str| format!("{path}.{field}");
+        if filter.protocol == file::Protocol::Tcp {
+            self.tcp_filter(path);
+        }
         self.filter_limits(&at("limits"), &filter.limits);
         let module = self.read(&at("wasm"), &filter.wasm, filter.limits.module_bytes.0);
         if let Some((_, bytes)) = &module {
@@ -65,7 +68,11 @@ impl Compiler<'_> {
             filter.capabilities.map(|capabilities| self.capabilities(&at("capabilities"), &capabilities));
         let mut allowed_upstreams = BTreeSet::new();
         for (index, name) in filter.allowed_upstreams.iter().enumerate() {
-            allowed_upstreams.extend(self.find(&format!("{path}.allowed_upstreams[{index}]"), name, upstreams));
+            let path = format!("{path}.allowed_upstreams[{index}]");
+            if let Some(upstream) = self.find(&path, name, &references.upstreams) {
+                self.carries_requests(&path, upstream, references);
+                allowed_upstreams.insert(upstream);
+            }
         }
         let settable_fields = filter.settable_fields.map(|fields| {
             let each = fields.iter().enumerate();
@@ -83,6 +90,7 @@ impl Compiler<'_> {
             filter.foreign_functions.map(|names| self.foreign_functions(&at("foreign_functions"), &names));
         Filter {
             name: filter.name,
+            protocol: filter.protocol,
             module_path,
             module: Bytes::new(module),
             configuration: Bytes::new(configuration),

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::names::network;
-use super::{Compiler, owned, present};
+use super::{Compiler, References, owned, present};
 use crate::file;
 use crate::policy::{Listener, ListenerLimits, ListenerTls, Network, Secret};
 use crate::units::{Size, Time};
@@ -59,6 +59,7 @@ impl Compiler<'_> {
         &mut self,
         written: Vec<Option<file::Listener>>,
         admin: Option<SocketAddr>,
+        references: &mut References,
     ) -> Vec<Listener> {
         if written.is_empty() && self.root_has("listeners") {
             self.wrong(
@@ -73,8 +74,10 @@ impl Compiler<'_> {
         let mut listeners = Vec::new();
         for (index, listener) in owned(written) {
             let path = format!("listeners[{index}]");
+            let has_tls = listener.tls.is_some();
             let tls = listener.tls.and_then(|tls| self.listener_tls(&format!("{path}.tls"), &tls));
-            let limits = self.listener_limits(&format!("{path}.limits"), &listener.limits);
+            let limits = self.listener_limits(&format!("{path}.limits"), &listener.limits, listener.tcp.is_some());
+            let service = self.service(&path, &listener.name, has_tls, listener.tcp, references);
             let Some(address) = self.address(&format!("{path}.address"), &listener.address) else {
                 continue;
             };
@@ -86,7 +89,9 @@ impl Compiler<'_> {
                 );
             }
             used.push((address, format!("listener `{}`", listener.name)));
-            listeners.push(Listener { name: listener.name, address, tls, limits });
+            if let Some(service) = service {
+                listeners.push(Listener { name: listener.name, address, tls, service, limits });
+            }
         }
         listeners
     }
@@ -104,7 +109,8 @@ impl Compiler<'_> {
         })
     }
 
-    fn listener_limits(&mut self, path: &str, limits: &file::ListenerLimits) -> ListenerLimits {
+    fn listener_limits(&mut self, path: &str, limits: &file::ListenerLimits, tcp: bool) -> ListenerLimits {
+        let idle_timeout = limits.idle_timeout.unwrap_or(if tcp { Time::secs(3600) } else { Time::secs(60) });
         let at = |field: &str| format!("{path}.{field}");
         self.size(&at("header_bytes"), limits.header_bytes, Size::kib(1), Size::mib(8));
         if !limits.header_bytes.0.is_multiple_of(1024) {
@@ -121,7 +127,7 @@ impl Compiler<'_> {
             header_count: limits.header_count as usize,
             header_timeout: self.time(&at("header_timeout"), limits.header_timeout, Time::secs(3600)),
             request_timeout: self.time(&at("request_timeout"), limits.request_timeout, Time::secs(86_400)),
-            idle_timeout: self.time(&at("idle_timeout"), limits.idle_timeout, Time::secs(86_400)),
+            idle_timeout: self.time(&at("idle_timeout"), idle_timeout, Time::secs(86_400)),
             stream_idle_timeout: self.time(&at("stream_idle_timeout"), limits.stream_idle_timeout, Time::secs(86_400)),
             max_connections: limits.max_connections as usize,
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::file;
+use crate::file::{self, Protocol};
 use crate::files::{Files, Folder};
 use crate::mistake::{Mistake, Mistakes, Position, did_you_mean, listed};
 use crate::policy::{CodeCache, Policy};
@@ -23,6 +23,7 @@ mod names;
 mod operators;
 mod read;
 mod routes;
+mod tcp;
 mod upstreams;
 
 /// Keys of the top level, in the order in which the sections are read.
@@ -206,11 +207,22 @@ impl Written {
             ("listeners", "add e.g. `listeners: [{ name: public, address: \"127.0.0.1:8080\" }]`"),
             ("routes", "add e.g. `routes: [{ name: all, upstream: NAME }]`"),
         ] {
-            if !entries.iter().any(|entry| entry.key == key) {
+            let needed = key != "routes" || written.serves(Protocol::Http) == Some(true);
+            if needed && !entries.iter().any(|entry| entry.key == key) {
                 root.note(Position::START, String::new(), format!("`{key}` is missing"), Some(hint.to_owned()));
             }
         }
         Some(written)
+    }
+
+    /// Whether some listener takes requests, or TCP connections. `None` where that cannot be told, since one could not
+    /// be read. Without any listener, requests are what a policy is about.
+    fn serves(&self, protocol: Protocol) -> Option<bool> {
+        let tcp = protocol == Protocol::Tcp;
+        if self.listeners.is_empty() || self.listeners.iter().flatten().any(|listener| listener.tcp.is_some() == tcp) {
+            return Some(!(tcp && self.listeners.is_empty()));
+        }
+        self.listeners.iter().all(Option::is_some).then_some(false)
     }
 }
 
@@ -270,6 +282,53 @@ struct Names {
     section: &'static str,
     names: Vec<String>,
     complete: bool,
+}
+
+/// What other sections refer to.
+struct References {
+    upstreams: Names,
+    operators: Names,
+    filters: Names,
+    /// By index of the filter.
+    protocols: Vec<Protocol>,
+    /// By index of the upstream: the listener whose TCP connections it carries.
+    tcp_upstreams: BTreeMap<usize, String>,
+    /// Whether a listener takes requests, and TCP connections; `None`: that cannot be told.
+    serves_http: Option<bool>,
+    serves_tcp: Option<bool>,
+}
+
+impl References {
+    fn new(written: &Written) -> References {
+        References {
+            upstreams: Names {
+                what: "upstream",
+                section: "upstreams",
+                names: written.upstreams.iter().flatten().map(|(name, _)| name.clone()).collect(),
+                complete: written.upstreams.is_some(),
+            },
+            operators: Names {
+                what: "operator",
+                section: "operators",
+                names: written.operators.iter().flatten().map(|(name, _)| name.clone()).collect(),
+                complete: written.operators.is_some(),
+            },
+            filters: Names {
+                what: "filter",
+                section: "filters",
+                names: written.filters.iter().flatten().map(|filter| filter.name.clone()).collect(),
+                complete: written.filters.iter().all(Option::is_some),
+            },
+            protocols: written.filters.iter().flatten().map(|filter| filter.protocol).collect(),
+            tcp_upstreams: BTreeMap::new(),
+            serves_http: written.serves(Protocol::Http),
+            serves_tcp: written.serves(Protocol::Tcp),
+        }
+    }
+
+    fn filters_of(&self, protocol: Protocol) -> impl Iterator<Item = usize> {
+        self.protocols.iter().enumerate().filter(move |(_, own)| **own == protocol).map(|(index, _)| index)
+    }
 }
 
 impl Compiler<'_> {
@@ -336,32 +395,14 @@ impl Compiler<'_> {
         }
         let code_cache = self.code_cache(&written.code_cache);
         let admin = written.admin.as_ref().and_then(|admin| self.admin(admin));
-        let listeners = self.listeners(written.listeners, admin);
-
-        let upstream_names = Names {
-            what: "upstream",
-            section: "upstreams",
-            names: written.upstreams.iter().flatten().map(|(name, _)| name.clone()).collect(),
-            complete: written.upstreams.is_some(),
-        };
-        let operator_names = Names {
-            what: "operator",
-            section: "operators",
-            names: written.operators.iter().flatten().map(|(name, _)| name.clone()).collect(),
-            complete: written.operators.is_some(),
-        };
-        let filter_names = Names {
-            what: "filter",
-            section: "filters",
-            names: written.filters.iter().flatten().map(|filter| filter.name.clone()).collect(),
-            complete: written.filters.iter().all(Option::is_some),
-        };
-        let upstreams = self.upstreams(written.upstreams.unwrap_or_default());
+        let mut references = References::new(&written);
+        self.served(&references, !written.routes.is_empty());
+        let listeners = self.listeners(written.listeners, admin, &mut references);
+        let upstreams = self.upstreams(written.upstreams.unwrap_or_default(), &references);
         let operator_host = self.operator_host(written.operator_host);
         let operators = self.operators(written.operators.unwrap_or_default(), operator_host.storage.is_some());
-        let filters = self.filters(written.filters, &upstream_names);
-        let routes =
-            self.routes(written.routes, &filter_names, &upstream_names, &operator_names, &upstreams, &operators);
+        let filters = self.filters(written.filters, &references);
+        let routes = self.routes(written.routes, &references, &upstreams, &operators);
         Some(Policy {
             name: self.name.to_owned(),
             admin,

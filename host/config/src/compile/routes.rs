@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::names::{host_pattern, is_token};
-use super::{Compiler, Names, owned, present};
-use crate::file;
+use super::{Compiler, References, owned, present};
+use crate::file::{self, Protocol};
 use crate::policy::{Operator, Upstream};
 use crate::route::{
     Action, FieldCondition, FieldTest, HostPattern, PathPattern, PathRewrite, Response, Route, Segment,
@@ -20,13 +20,11 @@ impl Compiler<'_> {
     pub(super) fn routes(
         &mut self,
         written: Vec<Option<file::Route>>,
-        filters: &Names,
-        upstream_names: &Names,
-        operator_names: &Names,
+        references: &References,
         upstreams: &[Upstream],
         operators: &[Operator],
     ) -> Vec<Route> {
-        if written.is_empty() && self.root_has("routes") {
+        if written.is_empty() && self.root_has("routes") && references.serves_http != Some(false) {
             self.wrong(
                 "routes",
                 "the list is empty, so every request would get 404",
@@ -38,7 +36,7 @@ impl Compiler<'_> {
         for (index, route) in owned(written) {
             let path = format!("routes[{index}]");
             let before = self.mistakes.len();
-            let compiled = self.route(&path, route, filters, upstream_names, operator_names, upstreams, operators);
+            let compiled = self.route(&path, route, references, upstreams, operators);
             let Some(compiled) = compiled else { continue };
             if self.mistakes.len() == before
                 && let Some(earlier) = routes.iter().find(|earlier| hides(earlier, &compiled))
@@ -54,14 +52,11 @@ impl Compiler<'_> {
         routes
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is a section that a route may refer to")]
     fn route(
         &mut self,
         path: &str,
         route: file::Route,
-        filters: &Names,
-        upstream_names: &Names,
-        operator_names: &Names,
+        references: &References,
         upstreams: &[Upstream],
         operators: &[Operator],
     ) -> Option<Route> {
@@ -74,14 +69,19 @@ impl Compiler<'_> {
         let methods = route.matches.methods.map(|methods| self.methods(&at("match.methods"), methods));
         let fields = self.field_conditions(&at("match.headers"), &route.matches.headers);
         let chosen: BTreeSet<usize> = match &route.filters {
-            None => (0..filters.names.len()).collect(),
+            None => references.filters_of(Protocol::Http).collect(),
             Some(names) => {
                 let mut chosen = BTreeSet::new();
                 for (index, name) in names.iter().enumerate() {
                     let path = format!("{path}.filters[{index}]");
-                    if let Some(found) = self.find(&path, name, filters)
-                        && !chosen.insert(found)
-                    {
+                    let Some(found) = self.find(&path, name, &references.filters) else { continue };
+                    if references.protocols.get(found) != Some(&Protocol::Http) {
+                        self.wrong(
+                            &path,
+                            format!("`{name}` looks at TCP connections, so a request never meets it"),
+                            format!("remove `{name}`; it belongs to a listener with `tcp`"),
+                        );
+                    } else if !chosen.insert(found) {
                         self.wrong(&path, format!("the filter `{name}` is in the list twice"), "keep one of the two");
                     }
                 }
@@ -89,8 +89,14 @@ impl Compiler<'_> {
             }
         };
         let action = match (route.upstream, route.operator, route.respond) {
-            (Some(name), None, None) => self.find(&at("upstream"), &name, upstream_names).map(Action::Upstream),
-            (None, Some(name), None) => self.find(&at("operator"), &name, operator_names).map(Action::Operator),
+            (Some(name), None, None) => {
+                let found = self.find(&at("upstream"), &name, &references.upstreams);
+                if let Some(upstream) = found {
+                    self.carries_requests(&at("upstream"), upstream, references);
+                }
+                found.map(Action::Upstream)
+            }
+            (None, Some(name), None) => self.find(&at("operator"), &name, &references.operators).map(Action::Operator),
             (None, None, Some(respond)) => {
                 let response = self.response(&at("respond"), respond);
                 Some(Action::Respond(Arc::new(response)))

@@ -2,18 +2,26 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::Compiler;
 use super::names::{host_port, is_dns_name};
+use super::{Compiler, References};
 use crate::file;
 use crate::policy::{Authorities, Endpoint, HostPort, Upstream, UpstreamTls};
 use crate::units::Time;
 
 impl Compiler<'_> {
-    pub(super) fn upstreams(&mut self, written: Vec<(String, Option<file::Upstream>)>) -> Vec<Upstream> {
+    pub(super) fn upstreams(
+        &mut self,
+        written: Vec<(String, Option<file::Upstream>)>,
+        references: &References,
+    ) -> Vec<Upstream> {
         let mut upstreams = Vec::new();
-        for (name, upstream) in written {
+        for (index, (name, upstream)) in written.into_iter().enumerate() {
             let path = format!("upstreams.{name}");
             self.key(&path, &name);
+            let tcp = references.tcp_upstreams.get(&index);
+            if let Some(listener) = tcp {
+                self.tcp_upstream(&path, listener);
+            }
             // A place is kept for what could not be read, so that indices stay those of the names.
             let upstream = upstream.unwrap_or_else(|| file::Upstream {
                 endpoints: vec!["127.0.0.1:1".to_owned()],
@@ -23,12 +31,12 @@ impl Compiler<'_> {
                 max_connections: 1,
                 http2: false,
             });
-            upstreams.push(self.upstream(&path, name, &upstream));
+            upstreams.push(self.upstream(&path, name, &upstream, tcp.is_some()));
         }
         upstreams
     }
 
-    fn upstream(&mut self, path: &str, name: String, upstream: &file::Upstream) -> Upstream {
+    fn upstream(&mut self, path: &str, name: String, upstream: &file::Upstream, tcp: bool) -> Upstream {
         let at = |field: &str| format!("{path}.{field}");
         let mut endpoints: Vec<Endpoint> = Vec::new();
         for (index, text) in upstream.endpoints.iter().enumerate() {
@@ -59,6 +67,7 @@ impl Compiler<'_> {
             request_timeout: self.time(&at("request_timeout"), upstream.request_timeout, Time::secs(86_400)),
             max_connections: upstream.max_connections as usize,
             http2: upstream.http2,
+            tcp,
         }
     }
 

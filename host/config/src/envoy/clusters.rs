@@ -9,8 +9,10 @@ use super::{
     upstream_cluster_name,
 };
 use crate::policy::{Endpoint, Operator, Upstream};
+use crate::units::Size;
 
-pub(super) fn upstream_cluster(upstream: &Upstream, system_authorities: &Path) -> Document {
+/// `tcp_buffer`: what may wait of an answer for filters of TCP connections.
+pub(super) fn upstream_cluster(upstream: &Upstream, system_authorities: &Path, tcp_buffer: Size) -> Document {
     let named = upstream.endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Name { .. }));
     let endpoints = upstream.endpoints.iter().map(|endpoint| match endpoint {
         Endpoint::Address(address) => socket_address(*address),
@@ -29,8 +31,9 @@ pub(super) fn upstream_cluster(upstream: &Upstream, system_authorities: &Path) -
             ("match_typed_subject_alt_names", Document::list([san])),
         ]);
         let alpn = if upstream.http2 { "h2" } else { "http/1.1" };
-        let context =
-            Document::map([("alpn_protocols", Document::list([alpn.into()])), ("validation_context", validation)]);
+        // What is spoken on TCP connections only their ends know.
+        let alpn = (!upstream.tcp).then(|| ("alpn_protocols", Document::list([alpn.into()])));
+        let context = Document::map(alpn.into_iter().chain([("validation_context", validation)]));
         // SNI holds names only (RFC 6066, section 3).
         let sni = (san_type == "DNS").then(|| ("sni", Document::from(tls.server_name.as_str())));
         let fields = sni.into_iter().chain([("common_tls_context", context)]);
@@ -41,9 +44,10 @@ pub(super) fn upstream_cluster(upstream: &Upstream, system_authorities: &Path) -
         if named { "STRICT_DNS" } else { "STATIC" },
         upstream.connect_timeout,
         upstream.max_connections,
-        upstream.http2,
+        (!upstream.tcp).then_some(upstream.http2),
         Document::list(endpoints),
     )
+    .with_some("per_connection_buffer_limit_bytes", upstream.tcp.then(|| tcp_buffer.0.into()))
     .with_some("transport_socket", transport_socket)
 }
 
@@ -55,7 +59,7 @@ pub(super) fn operator_cluster(operator: &Operator, sockets: &Path) -> Document 
         "STATIC",
         Duration::from_secs(1),
         connections as usize,
-        false,
+        Some(false),
         Document::list([endpoint]),
     )
 }
@@ -65,7 +69,7 @@ fn cluster(
     kind: &str,
     connect_timeout: Duration,
     max_connections: usize,
-    http2: bool,
+    http2: Option<bool>,
     addresses: Document,
 ) -> Document {
     let Document::List(addresses) = addresses else {
@@ -73,33 +77,33 @@ fn cluster(
     };
     let lb_endpoints =
         addresses.into_iter().map(|address| Document::map([("endpoint", Document::map([("address", address)]))]));
-    let protocol = if http2 {
-        ("http2_protocol_options", Document::map::<String>([]))
-    } else {
-        ("http_protocol_options", Document::map([("enable_trailers", true.into())]))
-    };
-    let protocol = typed_config(
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        [("explicit_http_config", Document::map([protocol]))],
-    );
+    let protocol = http2.map(|http2| {
+        let protocol = if http2 {
+            ("http2_protocol_options", Document::map::<String>([]))
+        } else {
+            ("http_protocol_options", Document::map([("enable_trailers", true.into())]))
+        };
+        let options = typed_config(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            [("explicit_http_config", Document::map([protocol]))],
+        );
+        Document::map([("envoy.extensions.upstreams.http.v3.HttpProtocolOptions", options)])
+    });
     let threshold = Document::map([("max_connections", max_connections.into())]);
     Document::map([
         ("name", Document::from(name)),
         ("type", kind.into()),
         ("connect_timeout", duration(connect_timeout)),
         ("circuit_breakers", Document::map([("thresholds", Document::list([threshold]))])),
-        (
-            "typed_extension_protocol_options",
-            Document::map([("envoy.extensions.upstreams.http.v3.HttpProtocolOptions", protocol)]),
-        ),
-        (
-            "load_assignment",
-            Document::map([
-                ("cluster_name", name.into()),
-                ("endpoints", Document::list([Document::map([("lb_endpoints", Document::list(lb_endpoints))])])),
-            ]),
-        ),
     ])
+    .with_some("typed_extension_protocol_options", protocol)
+    .with(
+        "load_assignment",
+        Document::map([
+            ("cluster_name", name.into()),
+            ("endpoints", Document::list([Document::map([("lb_endpoints", Document::list(lb_endpoints))])])),
+        ]),
+    )
 }
 
 fn pipe(path: &Path) -> Document {

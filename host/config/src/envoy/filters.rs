@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::document::Document;
 use super::{duration, file_name, typed};
 use crate::capabilities::CALLBACKS;
-use crate::file::FailurePolicy;
+use crate::file::{FailurePolicy, Protocol};
 use crate::policy::Filter;
 
 pub(super) fn wasm_filter(filter: &Filter) -> Document {
@@ -51,7 +51,10 @@ pub(super) fn wasm_filter(filter: &Filter) -> Document {
     .with_some("configuration", configuration(&filter.configuration))
     .with("failure_policy", failure_policy)
     .with_some("reload_config", reload)
-    .with("allow_on_headers_stop_iteration", filter.allow_on_headers_stop_iteration)
+    .with_some(
+        "allow_on_headers_stop_iteration",
+        (filter.protocol == Protocol::Http).then(|| filter.allow_on_headers_stop_iteration.into()),
+    )
     .with_some(
         "capability_restriction_config",
         filter.capabilities.as_ref().map(|capabilities| {
@@ -63,7 +66,11 @@ pub(super) fn wasm_filter(filter: &Filter) -> Document {
             )])
         }),
     );
-    typed(&filter.name, "envoy.extensions.filters.http.wasm.v3.Wasm", [("config", config)])
+    let kind = match filter.protocol {
+        Protocol::Http => "envoy.extensions.filters.http.wasm.v3.Wasm",
+        Protocol::Tcp => "envoy.extensions.filters.network.wasm.v3.Wasm",
+    };
+    typed(&filter.name, kind, [("config", config)])
 }
 
 /// A configuration as Envoy hands it to the module unchanged: text, or bytes where it is not text.

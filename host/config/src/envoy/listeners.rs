@@ -5,27 +5,28 @@ use std::net::{IpAddr, SocketAddr};
 use super::document::Document;
 use super::filters::wasm_filter;
 use super::routes::route_config;
-use super::{Options, duration, file_name, typed};
-use crate::file::{FilterLimits, LogFormat};
-use crate::policy::{Listener, Network, Policy};
+use super::{Options, duration, file_name, typed, upstream_cluster_name};
+use crate::file::{FilterLimits, LogFormat, Protocol};
+use crate::policy::{Filter, Listener, Network, Policy, Service, TcpForward};
 use crate::units::Size;
 
 pub(super) fn listener_document(policy: &Policy, listener: &Listener, options: &Options) -> Document {
     let address = options.listen.get(&listener.name).copied().unwrap_or(listener.address);
+    let is_http = listener.service == Service::Http;
     let transport_socket = listener.tls.as_ref().map(|tls| {
         let certificate = Document::map([
             ("certificate_chain", file_name(&tls.certificate_path)),
             ("private_key", file_name(&tls.private_key_path)),
         ]);
-        let context = Document::map([
-            ("tls_params", Document::map([("tls_minimum_protocol_version", "TLSv1_2".into())])),
-            ("alpn_protocols", Document::list(["h2".into(), "http/1.1".into()])),
-            ("tls_certificates", Document::list([certificate])),
-        ]);
+        let alpn = is_http.then(|| Document::list(["h2".into(), "http/1.1".into()]));
+        let context =
+            Document::map([("tls_params", Document::map([("tls_minimum_protocol_version", "TLSv1_2".into())]))])
+                .with_some("alpn_protocols", alpn)
+                .with("tls_certificates", Document::list([certificate]));
         let kind = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
         typed("envoy.transport_sockets.tls", kind, [("common_tls_context", context)])
     });
-    let chain = |name: &str, peer: Peer| {
+    let chain = |name: &str, peer: Peer, filters: Vec<Document>| {
         let limit = typed(
             "envoy.filters.network.connection_limit",
             "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
@@ -40,23 +41,36 @@ pub(super) fn listener_document(policy: &Policy, listener: &Listener, options: &
                 (peer == Peer::TrustedProxy)
                     .then(|| Document::map([("direct_source_prefix_ranges", cidr_ranges(&policy.trusted_proxies))])),
             )
-            .with("filters", Document::list([limit, connection_manager(policy, listener, peer)]))
+            .with("filters", Document::list([limit].into_iter().chain(filters)))
             .with_some("transport_socket", transport_socket.clone())
     };
-    // What a proxy says about its client (address, scheme) is believed only if the connection comes from one that
-    // is trusted; so those connections have a chain of their own.
-    let trusted = (!policy.trusted_proxies.is_empty()).then(|| chain(TRUSTED_PROXIES, Peer::TrustedProxy));
-    let chains = trusted.into_iter().chain([chain(CLIENTS, Peer::Client)]);
+    let (buffer, chains) = match &listener.service {
+        Service::Http => {
+            let http = |name, peer| chain(name, peer, vec![connection_manager(policy, listener, peer)]);
+            // What a proxy says about its client (address, scheme) is believed only if the connection comes from one
+            // that is trusted; so those connections have a chain of their own.
+            let trusted = (!policy.trusted_proxies.is_empty()).then(|| http(TRUSTED_PROXIES, Peer::TrustedProxy));
+            let chains = trusted.into_iter().chain([http(CLIENTS, Peer::Client)]).collect();
+            (buffer_limit(policy.filters_of(Protocol::Http).map(|(_, filter)| filter)), chains)
+        }
+        Service::Tcp(forward) => {
+            let filters = || forward.filters.iter().filter_map(|index| policy.filters.get(*index));
+            let filters_then_proxy = filters().map(wasm_filter).chain([tcp_proxy(policy, listener, forward)]);
+            (buffer_limit(filters()), vec![chain(CLIENTS, Peer::Client, filters_then_proxy.collect())])
+        }
+    };
     Document::map([
         ("name", listener.name.as_str().into()),
         ("traffic_direction", "INBOUND".into()),
         ("address", listening_address(address)),
-        ("per_connection_buffer_limit_bytes", buffer_limit(policy).0.into()),
+        ("per_connection_buffer_limit_bytes", buffer.0.into()),
         ("filter_chains", Document::list(chains)),
     ])
 }
 
 const CLIENTS: &str = "clients";
+/// The filter chain of a listener that forwards TCP connections.
+pub const TCP_FILTER_CHAIN_NAME: &str = CLIENTS;
 const TRUSTED_PROXIES: &str = "trusted-proxies";
 
 /// The filter chain that takes a connection from this address.
@@ -64,6 +78,19 @@ const TRUSTED_PROXIES: &str = "trusted-proxies";
 pub fn filter_chain_name(policy: &Policy, peer: IpAddr) -> &'static str {
     let trusted = policy.trusted_proxies.iter().any(|network| network.contains(peer));
     if trusted { TRUSTED_PROXIES } else { CLIENTS }
+}
+
+fn tcp_proxy(policy: &Policy, listener: &Listener, forward: &TcpForward) -> Document {
+    let cluster = policy.upstreams.get(forward.upstream).map_or("", upstream_cluster_name);
+    let mut proxy = vec![
+        ("stat_prefix", Document::from(listener.name.as_str())),
+        ("cluster", cluster.into()),
+        ("idle_timeout", duration(listener.limits.idle_timeout)),
+    ];
+    if policy.logging.access_log {
+        proxy.push(("access_log", Document::list([access_log(policy.logging.format, &TCP_FIELDS)])));
+    }
+    typed("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy)
 }
 
 /// Who is at the other end of a connection.
@@ -74,14 +101,14 @@ enum Peer {
 }
 
 /// Envoy buffers what paused filters hold up to the connection's buffer limit.
-pub(super) fn buffer_limit(policy: &Policy) -> Size {
-    let largest = policy.filters.iter().map(|filter| filter.limits.buffered_bytes).max();
+pub(super) fn buffer_limit<'f>(filters: impl Iterator<Item = &'f Filter>) -> Size {
+    let largest = filters.map(|filter| filter.limits.buffered_bytes).max();
     largest.unwrap_or(FilterLimits::default().buffered_bytes)
 }
 
 fn connection_manager(policy: &Policy, listener: &Listener, peer: Peer) -> Document {
     let limits = &listener.limits;
-    let http_filters = policy.filters.iter().map(wasm_filter).chain([typed(
+    let http_filters = policy.filters_of(Protocol::Http).map(|(_, filter)| wasm_filter(filter)).chain([typed(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
         // Otherwise clients learn how long the upstream took, and upstreams get fields that our host does not send.
@@ -128,7 +155,7 @@ fn connection_manager(policy: &Policy, listener: &Listener, peer: Peer) -> Docum
         ("early_header_mutation_extensions", Document::list([dropped_fields()])),
     ]);
     if policy.logging.access_log {
-        manager.push(("access_log", Document::list([access_log(policy.logging.format)])));
+        manager.push(("access_log", Document::list([access_log(policy.logging.format, &HTTP_FIELDS)])));
     }
     manager.push(("route_config", route_config(policy)));
     manager.push(("http_filters", Document::list(http_filters)));
@@ -171,26 +198,43 @@ fn cidr_ranges(networks: &[Network]) -> Document {
 }
 
 /// No query, no field that may hold a credential.
-fn access_log(format: LogFormat) -> Document {
-    const FIELDS: [(&str, &str); 12] = [
-        ("time", "%START_TIME%"),
-        ("request_id", "%REQ(X-REQUEST-ID)%"),
-        ("client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
-        ("method", "%REQ(:METHOD)%"),
-        ("host", "%REQ(:AUTHORITY)%"),
-        ("path", "%PATH(NQ)%"),
-        ("protocol", "%PROTOCOL%"),
-        ("status", "%RESPONSE_CODE%"),
-        ("details", "%RESPONSE_CODE_DETAILS%"),
-        ("route", "%ROUTE_NAME%"),
-        ("response_bytes", "%BYTES_SENT%"),
-        ("duration_ms", "%DURATION%"),
-    ];
+const HTTP_FIELDS: [(&str, &str); 12] = [
+    ("time", "%START_TIME%"),
+    ("request_id", "%REQ(X-REQUEST-ID)%"),
+    ("client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+    ("method", "%REQ(:METHOD)%"),
+    ("host", "%REQ(:AUTHORITY)%"),
+    ("path", "%PATH(NQ)%"),
+    ("protocol", "%PROTOCOL%"),
+    ("status", "%RESPONSE_CODE%"),
+    ("details", "%RESPONSE_CODE_DETAILS%"),
+    ("route", "%ROUTE_NAME%"),
+    ("response_bytes", "%BYTES_SENT%"),
+    ("duration_ms", "%DURATION%"),
+];
+
+const TCP_FIELDS: [(&str, &str); 9] = [
+    ("time", "%START_TIME%"),
+    ("client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+    ("upstream", "%UPSTREAM_CLUSTER%"),
+    ("upstream_address", "%UPSTREAM_HOST%"),
+    ("details", "%DOWNSTREAM_LOCAL_CLOSE_REASON%"),
+    ("flags", "%RESPONSE_FLAGS%"),
+    ("received_bytes", "%BYTES_RECEIVED%"),
+    ("sent_bytes", "%BYTES_SENT%"),
+    ("duration_ms", "%DURATION%"),
+];
+
+fn access_log(format: LogFormat, fields: &[(&str, &str)]) -> Document {
     let format = match format {
-        LogFormat::Json => ("json_format", Document::map(FIELDS.map(|(name, value)| (name, value.into())))),
+        LogFormat::Json => {
+            ("json_format", Document::map(fields.iter().map(|(name, value)| (*name, Document::from(*value)))))
+        }
         LogFormat::Text => {
-            let line =
-                FIELDS.map(|(name, value)| if name == "time" { value.to_owned() } else { format!("{name}={value}") });
+            let named = |(name, value): &(&str, &str)| {
+                if *name == "time" { (*value).to_owned() } else { format!("{name}={value}") }
+            };
+            let line: Vec<String> = fields.iter().map(named).collect();
             let line = Document::map([("inline_string", format!("{}\n", line.join(" ")).into())]);
             ("text_format_source", line)
         }

@@ -9,7 +9,8 @@
 //! | policy | Envoy |
 //! |---|---|
 //! | listener | listener with one HTTP connection manager, connection limit filter, TLS transport socket |
-//! | filter | `envoy.filters.http.wasm`, named like the filter |
+//! | listener with `tcp` | listener with `envoy.filters.network.tcp_proxy` instead |
+//! | filter | `envoy.filters.http.wasm`, or `envoy.filters.network.wasm`, named like the filter |
 //! | route | routes of the virtual hosts for its host patterns; filters that it does not name are disabled there |
 //! | upstream, operator | cluster, named like the upstream, or `operator:` and the operator's name |
 
@@ -25,13 +26,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::file::LogLevel;
-use crate::policy::{Operator, Policy, Upstream};
+use crate::file::{LogLevel, Protocol};
+use crate::policy::{Filter, Operator, Policy, Service, Upstream};
 use clusters::{operator_cluster, upstream_cluster};
 use document::Document;
 use filters::wasm_filter;
-pub use listeners::filter_chain_name;
-use listeners::listener_document;
+pub use listeners::{TCP_FILTER_CHAIN_NAME, filter_chain_name};
+use listeners::{buffer_limit, listener_document};
 use notes::{filter_notes, policy_notes};
 
 /// What differs from the policy in this rendering.
@@ -92,7 +93,11 @@ pub fn render_bootstrap(policy: &Policy, options: &Options) -> Rendering {
     let clusters = policy
         .upstreams
         .iter()
-        .map(|upstream| upstream_cluster(upstream, &options.system_authorities))
+        .enumerate()
+        .map(|(index, upstream)| {
+            let buffer = tcp_filters_of_upstream(policy, index);
+            upstream_cluster(upstream, &options.system_authorities, buffer_limit(buffer))
+        })
         .chain(policy.operators.iter().map(|operator| operator_cluster(operator, &options.operator_sockets)));
     let document =
         Document::map([("node", Document::map([("id", "portcullis".into()), ("cluster", "portcullis".into())]))])
@@ -137,7 +142,8 @@ pub fn render_bootstrap(policy: &Policy, options: &Options) -> Rendering {
 /// of `envoy.filters.http.router`.
 #[must_use]
 pub fn render_http_filters(policy: &Policy) -> Rendering {
-    let document = Document::map([("http_filters", Document::list(policy.filters.iter().map(wasm_filter)))]);
+    let http_filters = || policy.filters_of(Protocol::Http).map(|(_, filter)| filter);
+    let document = Document::map([("http_filters", Document::list(http_filters().map(wasm_filter)))]);
     let mut notes = vec![
         "Envoy must normalise paths as the policy does: `normalize_path: true`, `merge_slashes: true`, \
          `path_with_escaped_slashes_action: REJECT_REQUEST`, `strip_trailing_host_dot: true`"
@@ -150,9 +156,7 @@ pub fn render_http_filters(policy: &Policy) -> Rendering {
          `envoy.config.route.v3.FilterConfig` and `disabled: true`"
             .to_owned(),
     ];
-    for name in policy
-        .filters
-        .iter()
+    for name in http_filters()
         .flat_map(|filter| &filter.allowed_upstreams)
         .filter_map(|index| policy.upstreams.get(*index))
         .map(|upstream| upstream.name.as_str())
@@ -160,10 +164,20 @@ pub fn render_http_filters(policy: &Policy) -> Rendering {
     {
         notes.push(format!("the filters call a cluster named `{name}`"));
     }
-    notes.extend(policy.filters.iter().flat_map(|filter| filter_notes(policy, filter)));
+    notes.extend(http_filters().flat_map(|filter| filter_notes(policy, filter)));
     let title =
         format!("Envoy HTTP filters for {}. Made by `portcullis envoy-config`; edit the policy instead.", policy.name);
     Rendering::new(&title, notes, &document)
+}
+
+/// The filters that the bytes of a TCP upstream pass.
+fn tcp_filters_of_upstream(policy: &Policy, upstream: usize) -> impl Iterator<Item = &Filter> {
+    let forwards = policy.listeners.iter().filter_map(|listener| match &listener.service {
+        Service::Tcp(forward) => Some(forward),
+        Service::Http => None,
+    });
+    let filters = forwards.filter(move |forward| forward.upstream == upstream).flat_map(|forward| &forward.filters);
+    filters.filter_map(|index| policy.filters.get(*index))
 }
 
 /// The cluster that an upstream is rendered to: filters' callouts use this name.

@@ -6,6 +6,7 @@
 //! those whose hosts match, in the policy's order.
 
 use super::{Document, duration, operator_cluster_name, typed_config, upstream_cluster_name};
+use crate::file::Protocol;
 use crate::policy::Policy;
 use crate::route::{Action, FieldCondition, FieldTest, PathPattern, Response, Route, Segment};
 
@@ -80,7 +81,7 @@ fn route_document(policy: &Policy, route: &Route) -> Document {
         Action::Respond(response) => document.with_some("response_headers_to_add", response_fields(&response.fields)),
         _ => document,
     };
-    let others = (0..policy.filters.len()).filter(|index| !route.filters.contains(index));
+    let others = http_filters(policy).filter(|index| !route.filters.contains(index));
     document.with_some("typed_per_filter_config", disabled(policy, others))
 }
 
@@ -91,7 +92,11 @@ fn refusal(policy: &Policy, name: &str, matches: Document, status: u64) -> Docum
         ("match", matches),
         ("direct_response", Document::map([("status", status.into())])),
     ])
-    .with_some("typed_per_filter_config", disabled(policy, 0..policy.filters.len()))
+    .with_some("typed_per_filter_config", disabled(policy, http_filters(policy)))
+}
+
+fn http_filters(policy: &Policy) -> impl Iterator<Item = usize> {
+    policy.filters_of(Protocol::Http).map(|(index, _)| index)
 }
 
 fn disabled(policy: &Policy, filters: impl Iterator<Item = usize>) -> Option<Document> {

@@ -9,4 +9,5 @@ mod operators;
 mod requests;
 mod secure;
 mod support;
+mod tcp;
 mod upstreams;

@@ -415,7 +415,8 @@ fn converse(connection: usize, mut stream: TcpStream, script: &Script, log: &Mut
 
 /// A guest: `callbacks` in WebAssembly text, in which `@name` stands for the address and the length of a piece of `data`.
 ///
-/// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`, `$context`,
+/// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`, `$close_stream`, `$get_field`,
+/// `$context`,
 /// `$tick_every`, `$register_queue`, `$enqueue`, `$get_buffer`, `$grpc_call`, `$grpc_stream`, `$grpc_send`, `$grpc_close`,
 /// `$grpc_cancel`, `$get_status`.
 pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
@@ -443,6 +444,8 @@ pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
         (import "env" "proxy_http_call"
             (func $http_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
         (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+        (import "env" "proxy_close_stream" (func $close_stream (param i32) (result i32)))
+        (import "env" "proxy_get_header_map_value" (func $get_field (param i32 i32 i32 i32 i32) (result i32)))
         (import "env" "proxy_set_tick_period_milliseconds" (func $tick_every (param i32) (result i32)))
         (import "env" "proxy_register_shared_queue" (func $register_queue (param i32 i32 i32) (result i32)))
         (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
