@@ -8,7 +8,7 @@ default:
 check *ARGS:
     cargo xtask test {{ ARGS }}
 
-# bring the WebAssembly target, Envoy and Deno
+# bring the WebAssembly target, Envoy and Deno, and build the operators' engine
 setup *ARGS:
     cargo xtask setup {{ ARGS }}
 
@@ -19,6 +19,10 @@ demo *ARGS:
 # build filters to target/filters/NAME.wasm; all of them if none is named
 build-filters *NAMES:
     cargo xtask build-filters {{ NAMES }}
+
+# build the operators' engine on deno_core, as in `just runner --release`
+runner *ARGS:
+    cargo xtask runner {{ ARGS }}
 
 # what a built filter imports from its host
 imports NAME:
@@ -62,8 +66,10 @@ docs:
 # format everything
 fmt:
     cargo fmt --all
+    cargo fmt --manifest-path host/operators/runner/Cargo.toml
 
 # cargo-deny: known vulnerabilities, licences, bans, sources
 deny:
     @command -v cargo-deny > /dev/null || { echo "cargo-deny is not installed; get it with: cargo install cargo-deny --locked" >&2; exit 1; }
     cargo deny check
+    cargo deny --manifest-path host/operators/runner/Cargo.toml check --config deny.toml

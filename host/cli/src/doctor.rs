@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => {}
     }
     let running = |error: &dyn std::fmt::Display| Failure::Running(error.to_string());
-    let engine = portcullis_operators::engine::locate().map_err(|error| running(&error))?;
+    let engine = portcullis_operators::engine::locate(settings.engine).map_err(|error| running(&error))?;
     let doctor = Doctor::examine(&settings, &*engine).map_err(|error| running(&error))?;
     if arguments.json {
         print(&format!("{:#}\n", as_json(&doctor)))?;

@@ -662,10 +662,14 @@ pub struct OperatorHost {
     /// local disk or in memory. Absent: the system's temporary folder. Example: `/run/portcullis`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_folder: Option<String>,
+    /// What runs operators' code. Absent: the runner where `portcullis-operator` lies beside this program or on the `PATH`, else
+    /// Deno. Example: `deno`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<OperatorEngine>,
     /// The least isolation that is accepted of any operator; an operator may ask for more. Default `best_effort`.
     pub isolation: Isolation,
     /// Generic processes kept ready for operators that have the same memory limits and options, so that a start
-    /// takes a few milliseconds. Each takes about 15 MiB. `0`: none. Default `1`.
+    /// takes a few milliseconds. Each takes several MiB. `0`: none. Default `1`.
     #[schemars(range(max = 64))]
     pub prewarmed: u32,
     /// Certificates of further authorities that operators' outbound requests may trust, PEM. Absent: only the
@@ -676,7 +680,7 @@ pub struct OperatorHost {
 
 impl Default for OperatorHost {
     fn default() -> Self {
-        Self { storage: None, run_folder: None, isolation: Isolation::default(), prewarmed: 1, ca: None }
+        Self { storage: None, run_folder: None, engine: None, isolation: Isolation::default(), prewarmed: 1, ca: None }
     }
 }
 
@@ -819,6 +823,16 @@ pub struct Placement {
     /// without a pool. Example: `acme`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+}
+
+/// A program that runs operators' code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorEngine {
+    /// `portcullis-operator`, made for operators: it holds nothing that opens a file, a socket or a process.
+    Runner,
+    /// The stock `deno`, with everything in it forbidden that can be.
+    Deno,
 }
 
 /// What happens where the machine cannot give every layer of isolation (see `portcullis doctor`).

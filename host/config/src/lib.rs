@@ -40,7 +40,8 @@ mod yaml;
 pub use capabilities::{CALLBACKS, FOREIGN_FUNCTIONS, HOST_FUNCTIONS};
 pub use compile::{compile, load};
 pub use file::{
-    FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorLimits, Protocol, Replicas,
+    FailurePolicy, FilterLimits, Isolation, LogFormat, LogLevel, Logging, OperatorEngine, OperatorLimits, Protocol,
+    Replicas,
 };
 pub use files::{Files, Folder, InMemory};
 pub use mistake::{Mistake, Mistakes, Position};

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::file::{FailurePolicy, FilterLimits, Isolation, Logging, OperatorLimits, Protocol, Replicas};
+use crate::file::{
+    FailurePolicy, FilterLimits, Isolation, Logging, OperatorEngine, OperatorLimits, Protocol, Replicas,
+};
 use crate::route::{FieldLines, HostPattern, Route};
 use crate::target::Target;
 
@@ -368,6 +370,8 @@ pub struct OperatorHost {
     pub storage: Option<PathBuf>,
     /// The folder for sockets and the like, absolute.
     pub run_folder: Option<PathBuf>,
+    /// What runs their code; none says whatever there is.
+    pub engine: Option<OperatorEngine>,
     /// The least isolation that is accepted.
     pub isolation: Isolation,
     /// Generic processes kept ready.

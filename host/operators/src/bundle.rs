@@ -20,7 +20,7 @@ use oxc_ast::ast::{
 use oxc_codegen::{Codegen, CodegenOptions};
 use oxc_parser::Parser;
 use oxc_semantic::{Scoping, SemanticBuilder};
-use oxc_sourcemap::{ConcatSourceMapBuilder, SourceMap};
+use oxc_sourcemap::{ConcatSourceMapBuilder, SourceMap, SourceMapBuilder};
 use oxc_span::{GetSpan, SourceType, Span};
 use oxc_syntax::module_record::{ExportExportName, ExportLocalName};
 use oxc_syntax::symbol::SymbolId;
@@ -128,6 +128,19 @@ impl Bundle {
     pub fn locate(&self, line: u32, column: u32) -> Option<(&str, u32, u32)> {
         let (source, line, column) = self.positions.locate(line.checked_sub(1)?, column.checked_sub(1)?)?;
         Some((source, line + 1, column + 1))
+    }
+
+    /// The way back to the files as a source map (ECMA-426).
+    #[must_use]
+    pub fn source_map(&self) -> String {
+        let mut builder = SourceMapBuilder::default();
+        for source in &self.positions.sources {
+            builder.add_source_and_content(source, "");
+        }
+        for (line, column, source, source_line, source_column) in &self.positions.tokens {
+            builder.add_token(*line, *column, *source_line, *source_column, Some(*source), None);
+        }
+        builder.into_sourcemap().to_json_string()
     }
 
     /// A stack as its author wants to see it: with positions in the files, and without what the engine and the host's own

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Limited};
@@ -24,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use crate::body::{BodyError, is_too_long};
 use crate::cause::Cause;
 use crate::egress::{is_hop_by_hop, strip};
-use crate::engine::INTERNAL_AUTHORITY;
+use crate::engine::{INTERNAL_AUTHORITY, OUTCOME};
 use crate::pool::Pool;
 use crate::process::{Flight, Process};
 
@@ -155,6 +155,10 @@ where
     {
         slot.set_uploaded();
     }
+    if flight.process.abilities.keeps_limits {
+        // So that it can say why a body that has begun breaks off.
+        parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
     let request = Request::from_parts(parts, upload.boxed_unsync());
     let answered = tokio::select! {
         biased;
@@ -166,7 +170,7 @@ where
         Err(Failed::Request(cause)) => return Err(cause.into()),
         Err(Failed::Connection) => return Err(why_it_broke(&flight).await.into()),
     };
-    let response = unless_thrown(pool, &flight, response).await?;
+    let response = unless_failed(pool, &flight, response).await?;
     let (parts, body) = accept(response, limits.response_bytes)?.into_parts();
     let body = OperatorBody {
         inner: body,
@@ -286,19 +290,18 @@ async fn why_it_broke(flight: &Flight) -> Cause {
     tokio::time::timeout(wait, flight.cancelled()).await.unwrap_or(Cause::Crashed)
 }
 
-/// The response, unless the engine says by it that the handler threw. The body is the stack then, in development.
-async fn unless_thrown(
+/// The response, unless the engine says by it that there is none of the operator's. Where the handler threw, the body is the
+/// stack, in development.
+async fn unless_failed(
     pool: &Pool,
     flight: &Flight,
     response: Response<Incoming>,
 ) -> Result<Response<Incoming>, CallFailed> {
     const STACK_BYTES_MAX: usize = 64 << 10;
-    let outcome = response.headers().get("x-portcullis-outcome").map(HeaderValue::as_bytes);
-    if outcome != Some(b"exception") || response.status() != StatusCode::INTERNAL_SERVER_ERROR {
-        return Ok(response);
-    }
+    let outcome = response.headers().get(OUTCOME).and_then(|outcome| Cause::from_outcome(outcome.as_bytes()));
+    let Some(cause) = outcome.filter(|cause| cause.status() == response.status()) else { return Ok(response) };
     if response.body().size_hint().exact() == Some(0) {
-        return Err(Cause::Exception.into());
+        return Err(cause.into());
     }
     // Whoever forges the mark outside of development only sends a response.
     if !pool.dev {
@@ -310,7 +313,7 @@ async fn unless_thrown(
         cause = flight.cancelled() => Err(cause.into()),
         stack = stack => {
             let text = stack.map(|stack| String::from_utf8_lossy(&stack.to_bytes()).into_owned()).ok();
-            Err(CallFailed { cause: Cause::Exception, detail: text.map(|text| pool.bundle.in_sources(&text)) })
+            Err(CallFailed { cause, detail: text.map(|text| pool.bundle.in_sources(&text)) })
         }
     }
 }
@@ -430,6 +433,20 @@ impl Body for OperatorBody {
                 Poll::Ready(Some(Err(error)))
             }
             Some(Ok(frame)) => {
+                let outcome = frame.trailers_ref().map(|trailers| trailers.get(OUTCOME));
+                if let Some(outcome) = outcome {
+                    // An operator sends no trailers; its engine does when it ended the operator.
+                    return match outcome.and_then(|outcome| Cause::from_outcome(outcome.as_bytes())) {
+                        Some(cause) => {
+                            let error = self.fail(cause);
+                            Poll::Ready(Some(Err(error)))
+                        }
+                        None => {
+                            self.finish();
+                            Poll::Ready(None)
+                        }
+                    };
+                }
                 let length = frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX));
                 if length > self.left {
                     let error = self.fail(Cause::ResponseBytes);
@@ -520,7 +537,7 @@ mod tests {
     fn the_client_gets_a_problem_document() {
         let error = OperatorError::new(Cause::Concurrency, "secret-name");
         let response = error.to_response(Some("r-1"));
-        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.status(), http::StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()["retry-after"], "1");
         let text = std::str::from_utf8(response.body()).unwrap();
         assert!(text.contains("\"reason\":\"operator_concurrency\"") && text.contains("r-1"));

@@ -182,6 +182,18 @@ impl Cause {
         )
     }
 
+    /// What an engine says by [`crate::engine::OUTCOME`].
+    pub(crate) fn from_outcome(outcome: &[u8]) -> Option<Self> {
+        match outcome {
+            b"exception" => Some(Self::Exception),
+            b"cpu_time" => Some(Self::CpuTime),
+            b"memory" => Some(Self::Memory),
+            b"response_bytes" => Some(Self::ResponseBytes),
+            b"bystander" => Some(Self::Bystander),
+            _ => None,
+        }
+    }
+
     pub(crate) fn index(self) -> usize {
         Self::ALL.iter().position(|cause| *cause == self).unwrap_or(0)
     }

@@ -192,6 +192,8 @@ pub struct Settings {
     pub dev: bool,
     /// Further certificate authorities for outgoing TLS, PEM. Beside the well-known ones.
     pub extra_roots: Option<PathBuf>,
+    /// What runs operators' code.
+    pub engine: crate::engine::Choice,
     /// Keeps every thread of the embedding process off the CPUs that belong to one operator each. For a process that
     /// does nothing else and holds one [`crate::Operators`].
     pub keep_host_off_reserved_cpus: bool,
@@ -211,6 +213,7 @@ impl Default for Settings {
             kill_after: Duration::from_secs(2),
             dev: false,
             extra_roots: None,
+            engine: crate::engine::Choice::default(),
             keep_host_off_reserved_cpus: false,
         }
     }

@@ -81,6 +81,7 @@ impl Doctor {
                 .as_ref()
                 .map(|(groups, group)| (group.path().to_owned(), groups.state()))
                 .map_err(Clone::clone),
+            may_restrict_itself: start.abilities.restricts_itself,
             without: Vec::new(),
         };
         let launched = runtime.block_on(settings.launcher.launch(&spec, DEADLINE));

@@ -31,7 +31,7 @@ use crate::cause::Cause;
 use crate::config::{Operator, Settings, check_placement};
 use crate::control::{HostStatus, OperatorStatus, RunningProcess};
 use crate::egress::{Egress, Resolve, SystemResolver};
-use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, READY};
+use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, LoadLimits, READY};
 use crate::jail::{Bounds, Groups, Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
 use crate::kv::{KvError, Store};
 use crate::logs::{Lines, LogBook, LogLine, Rate, Readers};
@@ -42,6 +42,8 @@ use crate::sys;
 
 /// How often processes with a request in flight are looked at.
 const SAMPLE: Duration = Duration::from_millis(10);
+/// How much more CPU time than allowed an engine may use that is to notice by itself.
+const KEEPS_LIMITS_PATIENCE: Duration = Duration::from_millis(250);
 /// How often the others are.
 const SAMPLE_IDLE: Duration = Duration::from_secs(1);
 /// How long an event loop in doubt may take to answer.
@@ -977,6 +979,13 @@ impl Manager {
             files: operator.files.iter().map(|(name, bytes)| (name.clone(), encode(bytes))).collect(),
             kv: pool.store.is_some(),
             dev: self.settings.dev,
+            map: process.abilities.maps_positions.then(|| pool.bundle.source_map()),
+            limits: LoadLimits {
+                cpu_milliseconds: milliseconds(operator.limits.cpu),
+                background_cpu_milliseconds: milliseconds(operator.limits.background_cpu),
+                request_bytes: operator.limits.request_bytes,
+                response_bytes: operator.limits.response_bytes,
+            },
         };
         let document = serde_json::to_vec(&document).map_err(|error| launch(&error))?;
         let response = control(process, "POST", "/load", Bytes::from(document))
@@ -1095,6 +1104,7 @@ impl Manager {
                 (Ok(group), Ok(groups)) => Ok((group.path().to_owned(), groups.state())),
                 (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
             },
+            may_restrict_itself: start.abilities.restricts_itself,
             without: Vec::new(),
         };
         let launched = self.settings.launcher.launch(&spec, LAUNCH).await;
@@ -1108,7 +1118,7 @@ impl Manager {
         self.say_what_is_missing(&report);
         let own_user = report.is_active(Layer::Uid);
         let user = if own_user { uid } else { rustix::process::geteuid().as_raw() };
-        let process = Arc::new(Process::new(pid, user, directory, group.ok(), signaller, report));
+        let process = Arc::new(Process::new(pid, user, directory, group.ok(), signaller, report, start.abilities));
         tokio::spawn({
             let (manager, process) = (Arc::clone(self), Arc::clone(&process));
             async move {
@@ -1236,29 +1246,38 @@ impl Manager {
         seen.insert(process.id, now);
         pool.counters.count_cpu(used);
         let age = process.age();
+        // It knows better than a look from outside which request used what; but it is not trusted to act.
+        let patience = if process.abilities.keeps_limits { KEEPS_LIMITS_PATIENCE } else { Duration::ZERO };
         let active: Vec<_> = assigned.active().collect();
         if active.is_empty() {
             let total = assigned.background_cpu.fetch_add(used, Ordering::AcqRel).saturating_add(used);
-            if Duration::from_nanos(total) > limits.background_cpu && assigned.in_flight.load(Ordering::Acquire) == 0 {
+            if Duration::from_nanos(total) > limits.background_cpu + patience
+                && assigned.in_flight.load(Ordering::Acquire) == 0
+            {
                 process.kill(Cause::BackgroundCpu);
             }
         }
         let share = used / u64::try_from(active.len()).unwrap_or(u64::MAX).max(1);
-        let mut in_doubt = false;
+        let (mut in_doubt, mut is_stuck) = (false, false);
         for slot in active {
             let cpu = slot.charge(share);
             let late = slot.elapsed(age) > limits.wall;
             if late && !slot.is_uploaded() {
                 slot.cancel(Cause::RequestTime);
-            } else if cpu > limits.cpu {
+            } else if cpu > limits.cpu + patience {
                 slot.cancel(Cause::CpuTime);
-                in_doubt = true;
+                (in_doubt, is_stuck) = (true, true);
             } else if late {
                 slot.cancel(Cause::WallTime);
                 in_doubt = true;
+                // One that keeps limits would have ended a loop by itself, so it is asked, but goes on meanwhile.
+                is_stuck |= !process.abilities.keeps_limits;
             }
         }
-        if in_doubt && !process.suspect.swap(true, Ordering::AcqRel) {
+        if is_stuck {
+            process.suspect.store(true, Ordering::Release);
+        }
+        if in_doubt && !process.asked.swap(true, Ordering::AcqRel) {
             tokio::spawn(clear_or_kill(Arc::clone(process)));
         }
         if full && resident_bytes(process.pid) > limits.memory_bytes.saturating_add(ENGINE_RESIDENT_BYTES) {
@@ -1267,11 +1286,16 @@ impl Manager {
     }
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Asks an event loop in doubt whether it is alive.
 async fn clear_or_kill(process: Arc<Process>) {
     let answered = tokio::time::timeout(PING, control(&process, "GET", "/ping", Bytes::new())).await;
     match answered {
         Ok(Ok((parts, _))) if parts.status == http::StatusCode::NO_CONTENT => {
+            process.asked.store(false, Ordering::Release);
             process.suspect.store(false, Ordering::Release);
             if let Some(assigned) = process.assigned.get() {
                 assigned.pool.set_trouble(None);

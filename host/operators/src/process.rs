@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::cause::Cause;
+use crate::engine::Abilities;
 use crate::jail::{Exit, Group, Report, Signaller};
 use crate::pool::Pool;
 
@@ -24,6 +25,8 @@ pub(crate) struct Process {
     pub(crate) id: u64,
     pub(crate) pid: i32,
     pub(crate) report: Report,
+    /// What its engine does by itself.
+    pub(crate) abilities: Abilities,
     private: OwnedFd,
     /// Its control group, where there is one; goes when the process has ended.
     group: Mutex<Option<Group>>,
@@ -37,6 +40,8 @@ pub(crate) struct Process {
     pub(crate) stopping: AtomicBool,
     /// Its event loop is in doubt: it gets no new requests until it answered.
     pub(crate) suspect: AtomicBool,
+    /// It is being asked for a sign of life.
+    pub(crate) asked: AtomicBool,
     /// It said something that only an engine without memory says.
     pub(crate) said_out_of_memory: AtomicBool,
     pub(crate) exited: watch::Sender<Option<Ended>>,
@@ -92,11 +97,13 @@ impl Process {
         group: Option<Group>,
         signaller: Signaller,
         report: Report,
+        abilities: Abilities,
     ) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             pid,
             report,
+            abilities,
             private,
             group: Mutex::new(group),
             uid,
@@ -105,6 +112,7 @@ impl Process {
             killed: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             said_out_of_memory: AtomicBool::new(false),
             exited: watch::Sender::new(None),
             assigned: OnceLock::new(),

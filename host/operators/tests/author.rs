@@ -3,35 +3,38 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use portcullis_operators::author;
 use portcullis_operators::jail::Isolation;
 use portcullis_operators::{ApplyError, Doctor, Front, OperatorConfig, control};
 
-use support::{Host, deno, eventually, settings};
+use support::{Host, Kind, eventually, settings};
 
-#[test]
-fn the_doctor_tells_what_holds() {
+on_each_engine! {
+    async check_finds_mistakes_and_passes_what_loads;
+    async another_process_asks_what_runs_and_what_was_printed;
+    async another_process_reaches_operators_over_sockets;
+    sync the_doctor_tells_what_holds;
+}
+
+fn the_doctor_tells_what_holds(engine: Kind) {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings(folder.path());
-    let doctor = Doctor::examine(&settings, &deno()).unwrap();
+    let doctor = Doctor::examine(&settings, &*engine.engine()).unwrap();
     assert!(doctor.is_well(), "{doctor}");
     let text = doctor.to_string();
     for layer in ["seccomp", "landlock", "mount_namespace", "uid", "rlimits"] {
         assert!(text.contains(layer), "{text}");
     }
     settings.isolation = Isolation::Required;
-    let required = Doctor::examine(&settings, &deno()).unwrap();
+    let required = Doctor::examine(&settings, &*engine.engine()).unwrap();
     let missing =
         required.layers.iter().any(|row| matches!(row.state, portcullis_operators::jail::LayerState::Missing { .. }));
     assert_eq!(required.is_well(), !missing, "{required}");
 }
 
-#[tokio::test]
-async fn check_finds_mistakes_and_passes_what_loads() {
+async fn check_finds_mistakes_and_passes_what_loads(engine: Kind) {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(folder.path());
     author::create(folder.path(), "good").unwrap();
@@ -41,16 +44,15 @@ async fn check_finds_mistakes_and_passes_what_loads() {
     std::fs::write(folder.path().join("throws/main.ts"), "null!.x;\nexport default { fetch() {} };").unwrap();
     let operators = ["good", "bad", "throws"]
         .map(|name| OperatorConfig::new(format!("{name}/main.ts")).compile(name, folder.path(), &settings).unwrap());
-    let (checked, errors) = author::check(operators.to_vec(), settings, Arc::new(deno())).await.unwrap();
+    let (checked, errors) = author::check(operators.to_vec(), settings, engine.engine()).await.unwrap();
     assert_eq!(checked.iter().map(|one| one.operator.as_str()).collect::<Vec<_>>(), ["good"]);
     assert_eq!(errors.len(), 2, "{errors:?}");
     assert!(errors[0].to_string().contains("main.ts:1:8: `npm:x` is a package"), "{}", errors[0]);
     assert!(matches!(&errors[1], ApplyError::Load { message, .. } if message.contains("main.ts:1:7")), "{}", errors[1]);
 }
 
-#[tokio::test]
-async fn another_process_asks_what_runs_and_what_was_printed() {
-    let host = Host::new();
+async fn another_process_asks_what_runs_and_what_was_printed(engine: Kind) {
+    let host = Host::new(engine);
     let code = "export default { fetch(r: Request) { console.log('asked for', new URL(r.url).pathname); return new Response('ok'); } };";
     host.serve(vec![host.operator("a", code, |_| {}), host.operator("b", code, |_| {})]).await;
     host.text("a", "/one").await;
@@ -90,9 +92,8 @@ async fn another_process_asks_what_runs_and_what_was_printed() {
     assert!(a.processes[0].resident_bytes > 10 << 20);
 }
 
-#[tokio::test]
-async fn another_process_reaches_operators_over_sockets() {
-    let host = Host::new();
+async fn another_process_reaches_operators_over_sockets(engine: Kind) {
+    let host = Host::new(engine);
     let code = "export default { fetch(r: Request) { if (r.url.endsWith('/throw')) throw 1; return new Response(r.url + ' ' + r.headers.get('x-portcullis-sub')); } };";
     host.serve(vec![host.operator("hello", code, |_| {})]).await;
     let mut front = Front::new(host.folder.path().join("front"), &[]).unwrap();

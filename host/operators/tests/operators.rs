@@ -14,14 +14,34 @@ use http_body_util::{BodyExt, Full};
 use portcullis_operators::config::{KvConfig, SecretConfig, SecretSource};
 use portcullis_operators::{ApplyError, Cause};
 
-use support::{Host, Origin, eventually};
+use support::{Host, Kind, Origin, eventually};
+
+on_each_engine! {
+    async the_contract_holds;
+    async a_bundle_behaves_as_its_modules_would;
+    async what_an_operator_cannot_load_is_explained;
+    async an_exception_is_the_authors_to_see_and_not_the_clients;
+    async outgoing_requests_go_where_they_may_and_nowhere_else;
+    async outgoing_tls_is_checked_by_the_host;
+    async subrequests_are_bounded_by_requests;
+    async a_store_is_the_operators_own;
+    async (flavor = "multi_thread", worker_threads = 2) a_new_version_takes_over_without_a_lost_request;
+    async what_a_reload_takes_away_still_answers_those_who_hold_it;
+    async (flavor = "multi_thread", worker_threads = 2) a_killed_process_costs_only_what_it_was_answering;
+    async processes_come_with_demand_and_go_with_idleness;
+    async stopping_answers_first_and_leaves_nothing;
+    async dropping_the_handle_ends_every_process;
+    async a_pinned_operator_has_its_cpu_to_itself;
+    async a_process_is_in_a_control_group_of_its_own_if_it_says_so;
+    async a_response_streams_as_it_is_made;
+    sync workers_with_runtimes_of_their_own_share_one_host;
+}
 
 const HELLO: &str =
     "export default { async fetch(request: Request) { return new Response('hello ' + request.url); } };";
 
-#[tokio::test]
-async fn the_contract_holds() {
-    let host = Host::new();
+async fn the_contract_holds(engine: Kind) {
+    let host = Host::new(engine);
     let echo = host.operator(
         "echo",
         r#"
@@ -72,9 +92,8 @@ export default {
     assert_eq!(host.get("absent", "/").await.unwrap_err(), Cause::Unknown);
 }
 
-#[tokio::test]
-async fn a_bundle_behaves_as_its_modules_would() {
-    let host = Host::new();
+async fn a_bundle_behaves_as_its_modules_would(engine: Kind) {
+    let host = Host::new(engine);
     host.write("m/a.ts", "import { b } from './b.ts'; export let count = 0; export function up() { count++; return b; } const name = 'a'; export const who = () => name; export default class { v = 1 }");
     host.write("m/b.ts", "import { who } from './a.ts'; const name = 'b'; export const b = () => name + who(); export * from './c.ts'; export { name as renamed };");
     host.write("m/c.ts", "export enum Color { Red = 'red' } const Response = 1; export const own = Response; export default 5; globalThis.order = (globalThis.order ?? '') + 'c';");
@@ -99,9 +118,8 @@ export default { fetch: () => { const f = up(); return Response.json([count, obj
     );
 }
 
-#[tokio::test]
-async fn what_an_operator_cannot_load_is_explained() {
-    let host = Host::new();
+async fn what_an_operator_cannot_load_is_explained(engine: Kind) {
+    let host = Host::new(engine);
     let cases = [
         ("syntax", "export default {\n  fetch( {", "syntax/main.ts"),
         (
@@ -118,7 +136,11 @@ async fn what_an_operator_cannot_load_is_explained() {
         ("deep", "DEEP", "its nesting is too deep"),
         // Where it ends depends on the size of the parsers' stack frames: in the bundler, or behind it in V8.
         ("sum", "SUM", "its nesting is too deep|the process ended while its modules were loaded"),
-        ("wait", "await new Promise(() => {});\nexport default { fetch() {} };", "did not run to their end within"),
+        (
+            "wait",
+            "await new Promise(() => {});\nexport default { fetch() {} };",
+            "did not run to their end within|Top-level await promise never resolved",
+        ),
     ];
     for (name, code, expected) in cases {
         let code = match code {
@@ -138,9 +160,8 @@ async fn what_an_operator_cannot_load_is_explained() {
     assert_eq!(host.operators.names(), Vec::<String>::new());
 }
 
-#[tokio::test]
-async fn an_exception_is_the_authors_to_see_and_not_the_clients() {
-    let host = Host::new();
+async fn an_exception_is_the_authors_to_see_and_not_the_clients(engine: Kind) {
+    let host = Host::new(engine);
     let code = "function inner(): never {\n  throw new Error('private detail');\n}\nexport default { async fetch() { inner(); } };";
     host.serve(vec![host.operator("throws", code, |_| {})]).await;
     assert_eq!(host.get("throws", "/").await.unwrap_err(), Cause::Exception);
@@ -151,7 +172,7 @@ async fn an_exception_is_the_authors_to_see_and_not_the_clients() {
     host.serve(vec![not]).await;
     assert_eq!(host.get("not", "/").await.unwrap_err(), Cause::Exception);
 
-    let dev = Host::with(|settings| settings.dev = true);
+    let dev = Host::with(engine, |settings| settings.dev = true);
     dev.serve(vec![dev.operator("throws", code, |_| {})]).await;
     let request = Request::get("http://a/").body(Full::<Bytes>::default()).unwrap();
     let error = dev.operators.call("throws", request).await.unwrap_err();
@@ -178,12 +199,11 @@ export default { async fetch(request: Request, env: Record<string, string>) {
 } };
 "#;
 
-#[tokio::test]
-async fn outgoing_requests_go_where_they_may_and_nowhere_else() {
+async fn outgoing_requests_go_where_they_may_and_nowhere_else(engine: Kind) {
     let origin = Origin::start().await;
     let elsewhere = Origin::start().await;
     let names = BTreeMap::from([("rebound.example", "127.0.0.1"), ("nowhere.example", "")]);
-    let host = Host::with_resolver(|_| {}, Arc::new(support::Names(names)));
+    let host = Host::with_resolver(engine, |_| {}, Arc::new(support::Names(names)));
     let port = origin.port;
     host.write("token", "s3cret-canary\n");
     let operator = host.operator("f", FETCH, |config| {
@@ -246,8 +266,7 @@ async fn outgoing_requests_go_where_they_may_and_nowhere_else() {
     assert_eq!(origin.connections(), before);
 }
 
-#[tokio::test]
-async fn outgoing_tls_is_checked_by_the_host() {
+async fn outgoing_tls_is_checked_by_the_host(engine: Kind) {
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let origin = Origin::start_tls(&key).await;
     let port = origin.port;
@@ -255,7 +274,7 @@ async fn outgoing_tls_is_checked_by_the_host() {
         let folder = tempfile::tempdir().unwrap();
         let roots = folder.path().join("roots.pem");
         std::fs::write(&roots, key.cert.pem()).unwrap();
-        let host = Host::with(|settings| settings.extra_roots = trusted.then_some(roots));
+        let host = Host::with(engine, |settings| settings.extra_roots = trusted.then_some(roots));
         let operator = host.operator("f", FETCH, |config| config.private_net = vec![format!("localhost:{port}")]);
         host.serve(vec![operator]).await;
         let text = host.text("f", &format!("/?url=https://localhost:{port}/plain")).await;
@@ -264,10 +283,9 @@ async fn outgoing_tls_is_checked_by_the_host() {
     }
 }
 
-#[tokio::test]
-async fn subrequests_are_bounded_by_requests() {
+async fn subrequests_are_bounded_by_requests(engine: Kind) {
     let origin = Origin::start().await;
-    let host = Host::new();
+    let host = Host::new(engine);
     let code = format!(
         "export default {{ async fetch() {{ let done = 0; try {{ for (;;) {{ await (await fetch('http://127.0.0.1:{}/plain')).text(); done++; }} }} catch (e) {{ return new Response(done + ' ' + e); }} }} }};",
         origin.port
@@ -293,9 +311,8 @@ export default { async fetch(request: Request, env: any) {
 } };
 "#;
 
-#[tokio::test]
-async fn a_store_is_the_operators_own() {
-    let host = Host::new();
+async fn a_store_is_the_operators_own(engine: Kind) {
+    let host = Host::new(engine);
     let grant = |config: &mut portcullis_operators::OperatorConfig| config.kv = Some(KvConfig { bytes_max: 2000 });
     let none = host.operator("none", KV, |_| {});
     host.serve(vec![host.operator("a", KV, grant), host.operator("b", KV, grant), none]).await;
@@ -335,9 +352,8 @@ async fn load(
     causes
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_version_takes_over_without_a_lost_request() {
-    let host = Arc::new(Host::new());
+async fn a_new_version_takes_over_without_a_lost_request(engine: Kind) {
+    let host = Arc::new(Host::new(engine));
     let version = |number: u32| {
         let code = format!(
             "export default {{ async fetch() {{ await new Promise(r => setTimeout(r, 20)); return new Response('{number}'); }} }};"
@@ -371,9 +387,8 @@ async fn a_new_version_takes_over_without_a_lost_request() {
 }
 
 /// A request that was sent on its way by the old configuration, and is held up before it reaches its operator.
-#[tokio::test]
-async fn what_a_reload_takes_away_still_answers_those_who_hold_it() {
-    let host = Host::new();
+async fn what_a_reload_takes_away_still_answers_those_who_hold_it(engine: Kind) {
+    let host = Host::new(engine);
     let (kept, gone) = (host.operator("kept", HELLO, |_| {}), host.operator("gone", HELLO, |_| {}));
     host.serve(vec![kept.clone(), gone]).await;
     let before = host.operators.current();
@@ -400,9 +415,8 @@ async fn what_a_reload_takes_away_still_answers_those_who_hold_it() {
     assert!(host.text("kept", "/").await.starts_with("hello"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_process_costs_only_what_it_was_answering() {
-    let host = Arc::new(Host::new());
+async fn a_killed_process_costs_only_what_it_was_answering(engine: Kind) {
+    let host = Arc::new(Host::new(engine));
     let slow =
         "export default { async fetch() { await new Promise(r => setTimeout(r, 30)); return new Response('ok'); } };";
     host.serve(vec![host.operator("k", slow, |config| config.replicas.min = 2), host.operator("other", HELLO, |_| {})])
@@ -432,9 +446,8 @@ async fn a_killed_process_costs_only_what_it_was_answering() {
     assert_eq!(host.metric("portcullis_operator_failed_total.operator.other.reason.operator_crashed"), 0);
 }
 
-#[tokio::test]
-async fn processes_come_with_demand_and_go_with_idleness() {
-    let host = Host::new();
+async fn processes_come_with_demand_and_go_with_idleness(engine: Kind) {
+    let host = Host::new(engine);
     let slow =
         "export default { async fetch() { await new Promise(r => setTimeout(r, 300)); return new Response('ok'); } };";
     let operator = host.operator("s", slow, |config| {
@@ -450,9 +463,8 @@ async fn processes_come_with_demand_and_go_with_idleness() {
     assert_eq!(host.text("s", "/").await, "ok");
 }
 
-#[tokio::test]
-async fn stopping_answers_first_and_leaves_nothing() {
-    let host = Host::new();
+async fn stopping_answers_first_and_leaves_nothing(engine: Kind) {
+    let host = Host::new(engine);
     let slow =
         "export default { async fetch() { await new Promise(r => setTimeout(r, 300)); return new Response('ok'); } };";
     host.serve(vec![host.operator("s", slow, |_| {})]).await;
@@ -467,9 +479,8 @@ async fn stopping_answers_first_and_leaves_nothing() {
     drop(host);
 }
 
-#[tokio::test]
-async fn dropping_the_handle_ends_every_process() {
-    let host = Host::new();
+async fn dropping_the_handle_ends_every_process(engine: Kind) {
+    let host = Host::new(engine);
     host.serve(vec![host.operator("hello", HELLO, |_| {})]).await;
     eventually("one is prewarmed", async || host.operators.status().await.len() == 2).await;
     let pids: Vec<i32> = host.operators.status().await.into_iter().map(|one| one.pid).collect();
@@ -477,14 +488,13 @@ async fn dropping_the_handle_ends_every_process() {
     eventually("all processes ended", async || pids.iter().all(|pid| !support::is_running(*pid))).await;
 }
 
-#[tokio::test]
-async fn a_pinned_operator_has_its_cpu_to_itself() {
+async fn a_pinned_operator_has_its_cpu_to_itself(engine: Kind) {
     let cpus = std::thread::available_parallelism().unwrap().get();
     if cpus < 2 {
         // Refused then, which the configuration's own tests show.
         return;
     }
-    let host = Host::new();
+    let host = Host::new(engine);
     let pinned = host.operator("pinned", HELLO, |config| config.placement.cpus = vec![1]);
     host.serve(vec![pinned, host.operator("free", HELLO, |_| {})]).await;
     let allowed = |pid: i32| {
@@ -500,10 +510,9 @@ async fn a_pinned_operator_has_its_cpu_to_itself() {
 
 /// Whether this machine has control groups and whether they bound anything here is not up to the test; that what the report says
 /// is so, is.
-#[tokio::test]
-async fn a_process_is_in_a_control_group_of_its_own_if_it_says_so() {
+async fn a_process_is_in_a_control_group_of_its_own_if_it_says_so(engine: Kind) {
     use portcullis_operators::jail::Layer;
-    let host = Host::new();
+    let host = Host::new(engine);
     host.serve(vec![host.operator("hello", HELLO, |_| {})]).await;
     let status = host.operators.status().await;
     let one = status.iter().find(|one| one.operator.is_some()).unwrap();
@@ -535,10 +544,9 @@ async fn a_process_is_in_a_control_group_of_its_own_if_it_says_so() {
     eventually("the groups are gone", async || !folder.exists() && !folder.parent().unwrap().exists()).await;
 }
 
-#[test]
-fn workers_with_runtimes_of_their_own_share_one_host() {
+fn workers_with_runtimes_of_their_own_share_one_host(engine: Kind) {
     let setup = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let host = Arc::new(Host::new());
+    let host = Arc::new(Host::new(engine));
     // Blocking is allowed anywhere, also where a runtime is running.
     let set = setup
         .block_on(async { host.operators.prepare_blocking(vec![host.operator("hello", HELLO, |_| {})]) })
@@ -563,9 +571,8 @@ fn workers_with_runtimes_of_their_own_share_one_host() {
     assert_eq!(host.metric("portcullis_operator_requests_total.operator.hello"), 300);
 }
 
-#[tokio::test]
-async fn a_response_streams_as_it_is_made() {
-    let host = Host::new();
+async fn a_response_streams_as_it_is_made(engine: Kind) {
+    let host = Host::new(engine);
     let code = r#"export default { fetch() { let n = 0; return new Response(new ReadableStream({ async pull(c) { if (n++) await new Promise(r => setTimeout(r, 50)); if (n > 3) return c.close(); c.enqueue(new TextEncoder().encode("part" + n)); } })); } };"#;
     host.serve(vec![host.operator("stream", code, |_| {})]).await;
     let request = Request::get("http://a/").body(Full::<Bytes>::default()).unwrap();

@@ -22,7 +22,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return print(&format!("{}: there is no operator to check\n", policy.name));
     }
     let running = |error: &dyn std::fmt::Display| Failure::Running(error.to_string());
-    let engine = portcullis_operators::engine::locate().map_err(|error| running(&error))?;
+    let engine = portcullis_operators::engine::locate(settings.engine).map_err(|error| running(&error))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| running(&error))?;
     let (checked, errors) =

@@ -6,9 +6,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http_body_util::BodyExt;
-use portcullis_config::{Isolation, Operator, Policy, SecretSource};
+use portcullis_config::{Isolation, Operator, OperatorEngine, Policy, SecretSource};
 use portcullis_operators::config::{Limits, Placement, Replicas, SecretConfig, SecretSource as OperatorSecretSource};
-use portcullis_operators::{ApplyError, Cause, OperatorConfig, OperatorError, OperatorSet, Operators, Settings, jail};
+use portcullis_operators::{
+    ApplyError, Cause, OperatorConfig, OperatorError, OperatorSet, Operators, Settings, engine, jail,
+};
 use portcullis_proxy::{OperatorAnswer, OperatorFailure, OperatorHost, OperatorRequestBody, OperatorsRefused};
 
 /// Runs the operators of a policy. Nothing is started before a policy has one.
@@ -60,7 +62,7 @@ impl Host {
             return Ok(running.clone());
         }
         let machine = |error: &dyn std::fmt::Display| OperatorsRefused::Machine(error.to_string());
-        let engine = portcullis_operators::engine::locate().map_err(|error| machine(&error))?;
+        let engine = engine::locate(settings.engine).map_err(|error| machine(&error))?;
         tracing::info!("operators run on {}", engine.name());
         if let Some(remark) = engine.remark() {
             tracing::warn!("{remark}");
@@ -152,6 +154,11 @@ pub(crate) fn settings(policy: &Policy, dev: bool) -> Settings {
     let default = Settings::default();
     Settings {
         isolation: isolation(host.isolation),
+        engine: match host.engine {
+            None => engine::Choice::Any,
+            Some(OperatorEngine::Runner) => engine::Choice::Runner,
+            Some(OperatorEngine::Deno) => engine::Choice::Deno,
+        },
         run_folder: host.run_folder.clone().unwrap_or(default.run_folder),
         prewarmed: host.prewarmed,
         kv_folder: host.storage.clone(),

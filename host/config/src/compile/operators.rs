@@ -30,6 +30,7 @@ impl Compiler<'_> {
         OperatorHost {
             storage,
             run_folder,
+            engine: written.engine,
             isolation: written.isolation,
             prewarmed: written.prewarmed as usize,
             ca: ca.map(|(path, pem)| Authorities { path, pem }),

@@ -3,14 +3,10 @@
 //! The shim listens, gives up every permission that Deno can give up, and imports the operator's bundle from memory.
 //! Deno's permissions are the second wall; the jail is the first.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use super::{Class, Engine, INTERNAL_AUTHORITY, Start};
-use crate::jail::Bind;
+use super::program::{self, Program, Unusable};
+use super::{Abilities, Class, Engine, INTERNAL_AUTHORITY, Start};
 
 /// The release that limits and flags were measured with, and that the set-up installs.
 pub const VERSION: &str = "2.9.8";
@@ -29,10 +25,9 @@ const DATA_BYTES_INTERPRETER: u64 = 64 << 20;
 /// Deno and its libraries on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deno {
-    binary: PathBuf,
+    program: Program,
     version: String,
-    loader: Option<PathBuf>,
-    libraries: Vec<PathBuf>,
+    v8: String,
 }
 
 /// Why Deno cannot be used.
@@ -45,13 +40,8 @@ pub enum DenoMissing {
     )]
     NotFound,
     /// It is there, but it is not usable.
-    #[error("`{}` cannot be used as the engine: {problem}", path.display())]
-    Unusable {
-        /// The binary.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
 }
 
 impl Deno {
@@ -66,10 +56,7 @@ impl Deno {
         }
         let here = std::env::current_dir().unwrap_or_default();
         let tools = here.ancestors().map(|folder| folder.join(".portcullis/tools").join(format!("deno-{VERSION}")));
-        let beside = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let candidates = tools.chain(beside).chain(std::env::split_paths(&path)).map(|folder| folder.join("deno"));
-        match candidates.into_iter().find(|candidate| candidate.is_file()) {
+        match program::find("deno", tools) {
             Some(binary) => Self::at(&binary),
             None => Err(DenoMissing::NotFound),
         }
@@ -80,31 +67,35 @@ impl Deno {
     /// # Errors
     /// [`DenoMissing::Unusable`] when it is no program for this machine or its libraries cannot be found.
     pub fn at(path: &Path) -> Result<Self, DenoMissing> {
-        let unusable = |problem: String| DenoMissing::Unusable { path: path.to_owned(), problem };
-        let binary = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
-        let loader = interpreter(&binary).map_err(|error| unusable(error.to_string()))?;
-        let libraries = match &loader {
-            Some(loader) => libraries(loader, &binary).map_err(|error| unusable(error.to_string()))?,
-            None => Vec::new(),
+        let program = Program::at(path)?;
+        // It says `deno 2.9.8 (stable, ...)`, `v8 15.0.245.2`, and more.
+        let said = program.version()?;
+        let second_word = |name: &str| {
+            let line = said.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+            line.split_whitespace().next().map(str::to_owned)
         };
-        let version = version(&binary).map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { binary, version, loader, libraries })
+        let Some(version) = second_word("deno") else {
+            let problem = "it does not say that it is Deno".to_owned();
+            return Err(Unusable { path: path.to_owned(), problem }.into());
+        };
+        let v8 = second_word("v8").unwrap_or_else(|| "unknown".to_owned());
+        Ok(Self { program, version, v8 })
     }
 
     /// The binary.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.binary
+        &self.program.binary
     }
 }
 
 impl Engine for Deno {
     fn name(&self) -> String {
-        format!("deno {}", self.version)
+        format!("deno {} (V8 {})", self.version, self.v8)
     }
 
     fn program(&self) -> &Path {
-        &self.binary
+        self.path()
     }
 
     fn remark(&self) -> Option<String> {
@@ -117,14 +108,6 @@ impl Engine for Deno {
     }
 
     fn start(&self, class: &Class) -> Start {
-        let mut binds =
-            vec![Bind { source: self.binary.clone(), target: PathBuf::from(ENGINE_PATH), executable: true }];
-        if let Some(loader) = &self.loader {
-            binds.push(Bind { source: loader.clone(), target: loader.clone(), executable: true });
-        }
-        for library in &self.libraries {
-            binds.push(Bind { source: library.clone(), target: library.clone(), executable: false });
-        }
         let mut v8 = vec![format!("--max-heap-size={}", (class.heap_bytes >> 20).max(16))];
         if !class.code_generation {
             v8.push("--disallow-code-generation-from-strings".to_owned());
@@ -163,79 +146,16 @@ impl Engine for Deno {
             ("PATH", "/nowhere"),
         ];
         Start {
-            binds,
+            binds: self.program.binds(ENGINE_PATH),
             files: vec![(PathBuf::from(SHIM_PATH), SHIM.to_owned())],
             argv: argv.to_vec(),
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             data_bytes: if class.interpreter_only { DATA_BYTES_INTERPRETER } else { DATA_BYTES_JIT },
             threads: 32,
             files_open: 256,
+            abilities: Abilities::default(),
         }
     }
-}
-
-/// The dynamic loader that an ELF file asks for (`PT_INTERP`); none for a static program.
-fn interpreter(path: &Path) -> io::Result<Option<PathBuf>> {
-    let malformed = || io::Error::other("not a 64-bit little-endian ELF program");
-    let mut file = File::open(path)?;
-    let mut header = [0_u8; 64];
-    file.read_exact(&mut header).map_err(|_| malformed())?;
-    if header.get(..6) != Some(&[0x7f, b'E', b'L', b'F', 2, 1]) {
-        return Err(malformed());
-    }
-    let table = number(&header, 32, 8).ok_or_else(malformed)?;
-    let entry_bytes = number(&header, 54, 2).ok_or_else(malformed)?;
-    let entries = number(&header, 56, 2).ok_or_else(malformed)?;
-    for index in 0..entries {
-        file.seek(SeekFrom::Start(table.saturating_add(index * entry_bytes)))?;
-        let mut entry = [0_u8; 56];
-        file.read_exact(&mut entry)?;
-        if number(&entry, 0, 4) != Some(3) {
-            continue;
-        }
-        let offset = number(&entry, 8, 8).ok_or_else(malformed)?;
-        let length = number(&entry, 32, 8).filter(|length| *length < 4096).ok_or_else(malformed)?;
-        file.seek(SeekFrom::Start(offset))?;
-        let mut name = Vec::new();
-        file.take(length).read_to_end(&mut name)?;
-        let name = String::from_utf8(name).map_err(|_| malformed())?;
-        return Ok(Some(PathBuf::from(name.trim_end_matches('\0'))));
-    }
-    Ok(None)
-}
-
-fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
-    let field = bytes.get(at..at.checked_add(length)?)?;
-    Some(field.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte)))
-}
-
-/// Asks the program itself, which says `deno 2.9.8 (stable, ...)`.
-fn version(binary: &Path) -> io::Result<String> {
-    let output = Command::new(binary).arg("--version").env_clear().env("NO_COLOR", "1").output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut words = text.split_whitespace();
-    match (words.next(), words.next()) {
-        (Some("deno"), Some(version)) if output.status.success() => Ok(crate::logs::printable(version)),
-        _ => Err(io::Error::other("it does not say that it is Deno")),
-    }
-}
-
-/// Asks the loader which libraries it would map.
-fn libraries(loader: &Path, binary: &Path) -> io::Result<Vec<PathBuf>> {
-    let output = Command::new(loader).arg("--list").arg(binary).env_clear().output()?;
-    if !output.status.success() {
-        return Err(io::Error::other("its dynamic loader does not accept it"));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`; a set, since several names may be one file.
-    let found: BTreeSet<PathBuf> = text
-        .lines()
-        .filter_map(|line| line.split_once("=> "))
-        .filter_map(|(_, path)| path.split(" (").next())
-        .map(|path| PathBuf::from(path.trim()))
-        .filter(|path| path.is_absolute() && path != loader)
-        .collect();
-    Ok(found.into_iter().collect())
 }
 
 #[cfg(test)]
@@ -243,22 +163,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_loader_of_a_program() {
-        let loader = interpreter(&std::env::current_exe().unwrap()).unwrap();
-        assert!(loader.is_none_or(|loader| loader.is_absolute()));
-    }
-
-    #[test]
-    fn a_text_file_is_no_engine() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), [b'x'; 100]).unwrap();
-        let error = Deno::at(file.path()).unwrap_err().to_string();
-        assert!(error.ends_with("not a 64-bit little-endian ELF program"), "{error}");
-    }
-
-    #[test]
     fn grants_only_the_two_sockets_and_the_hosts_own_name() {
-        let deno = Deno { binary: "/d".into(), version: String::new(), loader: None, libraries: Vec::new() };
+        let program = Program::at(&std::env::current_exe().unwrap()).unwrap();
+        let deno = Deno { program, version: String::new(), v8: String::new() };
         let class = Class {
             heap_bytes: 64 << 20,
             memory_bytes: 128 << 20,

@@ -10,11 +10,15 @@
 //!   A second one is refused.
 //! * `GET http://portcullis.internal/ping` answers 204 whenever its event loop is alive.
 //! * Every other request is the operator's, in absolute form, so that `request.url` is what the client asked for.
+//! * A request that has no answer of the operator's gets one with [`OUTCOME`], which says why. An engine that
+//!   [keeps limits](Abilities::keeps_limits) may send the same as a trailer, when the answer had begun.
 //! * `SIGTERM` lets it finish what was handed to `ctx.waitUntil` and end.
 //!
 //! The host trusts none of it: whatever an engine says or does not say is checked, limited and timed from outside.
 
 pub mod deno;
+pub mod program;
+pub mod runner;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,6 +34,10 @@ pub const READY: &str = "\u{1e}portcullis ready";
 
 /// The authority under which host and engine talk about the process itself. Clients cannot use it.
 pub const INTERNAL_AUTHORITY: &str = "portcullis.internal";
+
+/// The field by which an engine says why a request has no answer of its operator's: `exception`, `cpu_time`, `memory`,
+/// `response_bytes`, or `bystander` when another request was to blame.
+pub const OUTCOME: http::HeaderName = http::HeaderName::from_static("x-portcullis-outcome");
 
 /// What decides how a process is started. Prewarmed processes are interchangeable within one class.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -65,6 +73,21 @@ pub struct Start {
     pub threads: u64,
     /// Descriptors that it may have.
     pub files_open: u64,
+    /// What it does by itself.
+    pub abilities: Abilities,
+}
+
+/// What an engine does by itself, beyond the contract's least. The host goes on watching.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// It ends what uses too much CPU time or memory, and lives on. The host steps in only when it does not.
+    pub keeps_limits: bool,
+    /// It speaks HTTP/2 with the host's services, over one connection that it makes when it starts.
+    pub multiplexes: bool,
+    /// Given a source map, it tells positions in the operator's own files.
+    pub maps_positions: bool,
+    /// It gives up further system calls once it is ready, so it must be allowed to do that.
+    pub restricts_itself: bool,
 }
 
 /// A program that runs operators.
@@ -84,12 +107,45 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn start(&self, class: &Class) -> Start;
 }
 
-/// The engine that this machine has.
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// The runner where there is one, else Deno.
+    #[default]
+    Any,
+    /// [`runner::Runner`].
+    Runner,
+    /// [`deno::Deno`].
+    Deno,
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineMissing {
+    /// It must be the runner.
+    #[error("operators are to run on the runner: {0}")]
+    Runner(#[from] runner::RunnerMissing),
+    /// There is no runner, and no Deno either.
+    #[error(transparent)]
+    Deno(#[from] deno::DenoMissing),
+}
+
+/// The engine to use on this machine, of those that it has.
 ///
 /// # Errors
-/// There is none; says what to do.
-pub fn locate() -> Result<Arc<dyn Engine>, deno::DenoMissing> {
-    Ok(Arc::new(deno::Deno::locate()?))
+/// There is none, or one that was named is not usable; says what to do.
+pub fn locate(choice: Choice) -> Result<Arc<dyn Engine>, EngineMissing> {
+    match choice {
+        Choice::Runner => Ok(Arc::new(runner::Runner::locate()?)),
+        Choice::Deno => Ok(Arc::new(deno::Deno::locate()?)),
+        Choice::Any => match runner::Runner::locate() {
+            Ok(runner) => Ok(Arc::new(runner)),
+            Err(runner::RunnerMissing::NotFound) => Ok(Arc::new(deno::Deno::locate()?)),
+            // Somebody put it there to be used.
+            Err(unusable) => Err(unusable.into()),
+        },
+    }
 }
 
 /// What an engine is handed once.
@@ -107,6 +163,23 @@ pub struct Load {
     pub kv: bool,
     /// Whether stack traces may be shown to the client.
     pub dev: bool,
+    /// Where the pieces of `code` come from, for an engine that maps positions: a source map (ECMA-426).
+    pub map: Option<String>,
+    /// For an engine that keeps limits by itself.
+    pub limits: LoadLimits,
+}
+
+/// Limits of one operator that an engine may keep by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadLimits {
+    /// CPU time of one request.
+    pub cpu_milliseconds: u64,
+    /// CPU time of what runs without a request in flight.
+    pub background_cpu_milliseconds: u64,
+    /// Request body.
+    pub request_bytes: u64,
+    /// Response body.
+    pub response_bytes: u64,
 }
 
 impl fmt::Debug for Load {
@@ -127,7 +200,7 @@ impl fmt::Debug for Load {
 pub struct LoadFailure {
     /// What was thrown.
     pub message: String,
-    /// Where, in the bundle's coordinates.
+    /// Where, in the bundle's coordinates or already in those of the files.
     #[serde(default)]
     pub stack: String,
 }

@@ -102,6 +102,8 @@ pub struct Spec {
     pub env: Vec<(String, String)>,
     /// The control group to start in, and what it bounds; or why there is none.
     pub group: Result<(PathBuf, LayerState), String>,
+    /// Whether the program may take further system calls from itself.
+    pub may_restrict_itself: bool,
     /// Layers that are left out on purpose. For tests that show that one layer holds without another.
     pub without: Vec<Layer>,
 }
@@ -362,7 +364,8 @@ fn confine(spec: &Spec, namespaces: &Namespaces, report: &mut Report, control: &
         report.set(Layer::Landlock, LayerState::Missing { reason: "left out on purpose".to_owned() });
     }
     report.set(Layer::Environment, LayerState::Active);
-    let filter = seccomp::compile(std::process::id(), namespaces.pid).map_err(io::Error::other);
+    let filter =
+        seccomp::compile(std::process::id(), namespaces.pid, spec.may_restrict_itself).map_err(io::Error::other);
     attempt(spec, report, Layer::Seccomp, || seccomp::install(&filter?));
     Ok(private)
 }

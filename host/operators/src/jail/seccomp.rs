@@ -166,8 +166,13 @@ fn any_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, BackendError
     values.iter().map(|value| SeccompRule::new(vec![is(argument, *value)?])).collect()
 }
 
-/// Compiles the two programs for the process `pid` that will execute the engine.
-pub(super) fn compile(pid: u32, own_pid_namespace: bool) -> Result<Vec<BpfProgram>, BackendError> {
+/// Compiles the two programs for the process `pid` that will execute the engine. A further list, where one may be
+/// installed, can only take away.
+pub(super) fn compile(
+    pid: u32,
+    own_pid_namespace: bool,
+    may_restrict_itself: bool,
+) -> Result<Vec<BpfProgram>, BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).collect();
 
@@ -176,6 +181,10 @@ pub(super) fn compile(pid: u32, own_pid_namespace: bool) -> Result<Vec<BpfProgra
     rules.insert(libc::SYS_socketpair, any_of(0, &[unix])?);
     rules.insert(libc::SYS_prctl, any_of(0, PRCTL_ALLOWED)?);
     rules.insert(libc::SYS_ioctl, any_of(1, IOCTL_ALLOWED)?);
+
+    if may_restrict_itself {
+        rules.insert(libc::SYS_seccomp, any_of(0, &[u64::from(libc::SECCOMP_SET_MODE_FILTER)])?);
+    }
 
     // A thread, never a process: CLONE_THREAD set and no namespace asked for.
     let thread = u64::try_from(libc::CLONE_THREAD).unwrap_or(0);
@@ -228,9 +237,11 @@ mod tests {
 
     #[test]
     fn compiles_for_this_machine() {
-        let programs = compile(1, true).unwrap();
-        assert_eq!(programs.len(), 2);
-        assert!(programs.iter().all(|program| program.len() < 4096));
+        for may_restrict_itself in [false, true] {
+            let programs = compile(1, true, may_restrict_itself).unwrap();
+            assert_eq!(programs.len(), 2);
+            assert!(programs.iter().all(|program| program.len() < 4096));
+        }
     }
 
     #[test]
@@ -246,6 +257,7 @@ mod tests {
             libc::SYS_io_uring_setup,
             libc::SYS_userfaultfd,
             libc::SYS_keyctl,
+            libc::SYS_seccomp,
             libc::SYS_mount,
             libc::SYS_unshare,
             libc::SYS_setns,

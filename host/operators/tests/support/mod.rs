@@ -8,13 +8,57 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portcullis_operators::engine::deno::Deno;
-use portcullis_operators::engine::{Class, Engine};
+use portcullis_operators::engine::{self, Choice, Class, Engine};
 use portcullis_operators::jail::{Isolation, Launcher, Layer, Report, Rlimits, Spec};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 pub fn deno() -> Deno {
     Deno::locate().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Which engine a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Deno,
+    Runner,
+}
+
+impl Kind {
+    /// The engine itself. Where V8 cannot be had, `cargo xtask test` leaves the runner's tests out and says so; a runner that
+    /// is only not built yet is a failure.
+    pub fn engine(self) -> std::sync::Arc<dyn Engine> {
+        let choice = match self {
+            Self::Deno => Choice::Deno,
+            Self::Runner => Choice::Runner,
+        };
+        engine::locate(choice).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// Makes two tests of each, whose names say which engine they run on.
+#[macro_export]
+macro_rules! on_each_engine {
+    ($(async $(($($options:tt)*))? $name:ident;)* $(sync $plain:ident;)*) => {
+        $crate::on_each_engine! { @one on_deno Deno $(async [$($($options)*)?] $name;)* $(sync $plain;)* }
+        $crate::on_each_engine! { @one on_runner Runner $(async [$($($options)*)?] $name;)* $(sync $plain;)* }
+    };
+    (@one $module:ident $kind:ident $(async [$($options:tt)*] $name:ident;)* $(sync $plain:ident;)*) => {
+        mod $module {
+            $(
+                #[tokio::test($($options)*)]
+                async fn $name() {
+                    super::$name(super::support::Kind::$kind).await;
+                }
+            )*
+            $(
+                #[test]
+                fn $plain() {
+                    super::$plain(super::support::Kind::$kind);
+                }
+            )*
+        }
+    };
 }
 
 pub fn launcher() -> Launcher {
@@ -51,6 +95,7 @@ pub fn spec(folder: &Path) -> Spec {
         argv: start.argv,
         env: start.env,
         group: Err("none in this test".to_owned()),
+        may_restrict_itself: start.abilities.restricts_itself,
         without: Vec::new(),
     }
 }
@@ -178,6 +223,7 @@ use portcullis_operators::{Cause, Operator, OperatorConfig, OperatorError, Opera
 
 /// A folder with operators' files, and a host that serves them.
 pub struct Host {
+    pub engine: Kind,
     pub folder: tempfile::TempDir,
     pub settings: Settings,
     pub operators: Operators,
@@ -194,24 +240,24 @@ pub fn settings(folder: &Path) -> Settings {
 }
 
 impl Host {
-    pub fn new() -> Self {
-        Self::with(|_| {})
+    pub fn new(engine: Kind) -> Self {
+        Self::with(engine, |_| {})
     }
 
-    pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        Self::with_resolver(change, std::sync::Arc::new(portcullis_operators::SystemResolver))
+    pub fn with(engine: Kind, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::with_resolver(engine, change, std::sync::Arc::new(portcullis_operators::SystemResolver))
     }
 
     pub fn with_resolver(
+        engine: Kind,
         change: impl FnOnce(&mut Settings),
         resolver: std::sync::Arc<dyn portcullis_operators::Resolve>,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings(folder.path());
         change(&mut settings);
-        let engine = std::sync::Arc::new(deno());
-        let operators = Operators::start_with_resolver(settings.clone(), engine, resolver).unwrap();
-        Self { folder, settings, operators }
+        let operators = Operators::start_with_resolver(settings.clone(), engine.engine(), resolver).unwrap();
+        Self { engine, folder, settings, operators }
     }
 
     pub fn write(&self, name: &str, text: &str) {

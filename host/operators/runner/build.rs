@@ -1,0 +1,69 @@
+//! Makes the snapshot that every isolate starts from: the web platform's scripts and ours, evaluated once.
+//!
+//! `deno_fetch` is asked for its scripts here and only here: the program itself holds none of its network client.
+#![allow(dead_code, reason = "the modules are the program's, which uses all of them")]
+#![allow(missing_docs, reason = "a build script")]
+
+#[path = "src/bridge.rs"]
+mod bridge;
+#[path = "src/extensions.rs"]
+mod extensions;
+#[path = "src/ops.rs"]
+mod ops;
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::path::Path;
+
+use deno_core::ExtensionFileSource;
+use deno_core::snapshot::{CreateSnapshotOptions, create_snapshot};
+
+/// Of deno_fetch: what describes requests and responses, not what sends them.
+const FETCH_SCRIPTS: [&str; 5] = ["20_headers.js", "21_formdata.js", "22_body.js", "23_request.js", "23_response.js"];
+
+/// Ours, in `js/`, by the name under which others load them.
+const SCRIPTS: [(&str, &str); 5] = [
+    ("ext:deno_fetch/22_http_client.js", concat!(env!("CARGO_MANIFEST_DIR"), "/js/http_client.js")),
+    ("ext:portcullis/bodies.js", concat!(env!("CARGO_MANIFEST_DIR"), "/js/bodies.js")),
+    ("ext:portcullis/fetch.js", concat!(env!("CARGO_MANIFEST_DIR"), "/js/fetch.js")),
+    ("ext:portcullis/globals.js", concat!(env!("CARGO_MANIFEST_DIR"), "/js/globals.js")),
+    ("ext:portcullis/serve.js", concat!(env!("CARGO_MANIFEST_DIR"), "/js/serve.js")),
+];
+const MAIN: ExtensionFileSource = ExtensionFileSource::loaded_during_snapshot(
+    "ext:portcullis/main.js",
+    concat!(env!("CARGO_MANIFEST_DIR"), "/js/main.js"),
+);
+
+fn main() {
+    for path in ["js", "ops.txt", "src/bridge.rs", "src/extensions.rs", "src/ops.rs"] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    let scripts: RefCell<Vec<Cow<'static, [ExtensionFileSource]>>> = RefCell::default();
+    let mut extensions = extensions::extensions(|_, found| scripts.borrow_mut().push(found));
+    let mut scripts = scripts.into_inner();
+    let ours = scripts.last_mut().expect("our own extension is the last").to_mut();
+    let fetch = deno_fetch::deno_fetch::init(deno_fetch::Options::default());
+    let wanted = |file: &&ExtensionFileSource| FETCH_SCRIPTS.iter().any(|name| file.specifier.ends_with(name));
+    ours.extend(fetch.lazy_loaded_js_files.iter().filter(wanted).cloned());
+    ours.extend(SCRIPTS.map(|(specifier, path)| ExtensionFileSource::loaded_during_snapshot(specifier, path)));
+    for (extension, scripts) in extensions.iter_mut().zip(scripts) {
+        extension.lazy_loaded_js_files = scripts;
+    }
+    if let Some(ours) = extensions.last_mut() {
+        ours.js_files = Cow::Owned(vec![MAIN]);
+    }
+    let snapshot = create_snapshot(
+        CreateSnapshotOptions {
+            cargo_manifest_dir: env!("CARGO_MANIFEST_DIR"),
+            startup_snapshot: None,
+            skip_op_registration: false,
+            extensions,
+            extension_transpiler: None,
+            with_runtime_cb: None,
+        },
+        None,
+    )
+    .unwrap_or_else(|error| panic!("the snapshot cannot be made: {error}"));
+    let folder = std::env::var_os("OUT_DIR").expect("cargo names a folder");
+    std::fs::write(Path::new(&folder).join("operator.snapshot"), snapshot.output).expect("the snapshot is written");
+}
