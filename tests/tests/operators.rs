@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use portcullis_harness::{ObservedResponse, RequestPlan};
-use portcullis_tests::process::DEADLINE;
+use portcullis_tests::process::{DEADLINE, Process};
 use portcullis_tests::server::Server;
 use portcullis_tests::{client, places};
 use serde_json::Value;
@@ -355,6 +355,113 @@ fn a_reload_takes_what_loads_and_keeps_what_worked() {
     site.policy(&[("v", "entry: v/main.ts"), ("new", "entry: new/main.ts")]);
     serving.reload();
     assert_eq!(serving.get("/new").1, "hello /new");
+
+    // What the host itself was started with stays.
+    let path = site.folder.path().join("portcullis.yaml");
+    let text = fs::read_to_string(&path).expect("a policy");
+    fs::write(&path, text.replace("storage: kv", "storage: other")).expect("a policy");
+    serving.reload();
+    assert!(serving.0.log().contains("`operator_host` and `pool` cannot change while operators run"));
+    assert_eq!(serving.get("/new").1, "hello /new");
+}
+
+/// The CPUs that a process's threads may use, as the kernel writes them; one for each thread.
+fn allowed_cpus(pid: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process").flatten();
+    let status = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    status.filter_map(|text| Some(text.split_once("Cpus_allowed_list:")?.1.lines().next()?.trim().to_owned())).collect()
+}
+
+#[test]
+fn a_pinned_operators_cpu_is_left_alone_by_the_host_and_its_neighbours() {
+    let usable = allowed_cpus(std::process::id()).first().cloned().unwrap_or_default();
+    let Some(last) = usable.split([',', '-']).next_back().filter(|_| usable.contains([',', '-'])) else {
+        // With one CPU there is none to give away, which the configuration's own tests refuse.
+        return;
+    };
+    let site = Site::new(&[("pinned/main.ts", HELLO), ("free/main.ts", HELLO)]);
+    let placement = format!("entry: pinned/main.ts, placement: {{ cpus: [{last}] }}");
+    site.policy(&[("pinned", &placement), ("free", "entry: free/main.ts")]);
+    let serving = site.serve();
+    let cpus = || {
+        let mut own = allowed_cpus(serving.0.id());
+        own.dedup();
+        let children = serving.children().into_iter().map(|pid| (allowed_cpus(pid), pid));
+        let (pinned, others): (Vec<_>, Vec<_>) = children.partition(|(cpus, _)| cpus.iter().all(|list| list == last));
+        (own, pinned.len(), others)
+    };
+    eventually("two operators and one that is kept ready", || serving.children().len() == 3);
+    let mut seen = cpus();
+    eventually("everybody is in place", || {
+        seen = cpus();
+        let free = |list: &String| {
+            list != last && !list.ends_with(&format!("-{last}")) && !list.ends_with(&format!(",{last}"))
+        };
+        seen.0.iter().all(free) && seen.1 == 1 && seen.2.iter().all(|(cpus, _)| cpus.iter().all(free))
+    });
+    assert_eq!((serving.get("/pinned").0, serving.get("/free").0), (200, 200));
+    // Without the reservation everything is everybody's again.
+    site.policy(&[("pinned", "entry: pinned/main.ts"), ("free", "entry: free/main.ts")]);
+    serving.reload();
+    eventually("all CPUs are the host's again", || cpus().0 == [usable.clone()]);
+    assert_eq!(serving.get("/pinned").0, 200);
+}
+
+/// Without root there is one layer less: the operators' own user. All else works, and who asks for every layer is refused.
+#[test]
+fn an_ordinary_user_runs_operators_but_not_with_every_layer() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    const USER: u32 = 65_532;
+    let site = Site::new(&[("hello/main.ts", HELLO)]);
+    let folder = site.folder.path();
+    let policy = |isolation: &str| {
+        let text = format!(
+            "version: 1\nlisteners: [{{ name: public, address: \"127.0.0.1:0\" }}]\n\
+             operator_host: {{ run_folder: run }}\n\
+             operators: {{ hello: {{ entry: hello/main.ts, isolation: {isolation} }} }}\nroutes: [{{ name: all, operator: hello }}]\n"
+        );
+        site.write("portcullis.yaml", &text);
+    };
+    policy("best_effort");
+    // Where such a user can read them.
+    let copy = |from: &Path, to: &str| {
+        let to = folder.join(to);
+        fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(drop)).expect("a copy");
+        to
+    };
+    let binary = copy(&places::portcullis().unwrap_or_else(|error| panic!("{error}")), "portcullis");
+    let engine = std::env::var_os("PORTCULLIS_DENO").map(std::path::PathBuf::from);
+    let engine = engine.unwrap_or_else(|| places::workspace().join(".portcullis/tools/deno-2.9.8/deno"));
+    let engine = copy(&engine.canonicalize().expect("deno: run `cargo xtask setup`"), "deno");
+    let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    if is_root {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("a mode");
+        chown(folder, Some(USER), Some(USER)).expect("an owner");
+    }
+    let run = |arguments: &[&str]| {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new(&binary);
+        command.args(arguments).current_dir(folder).env("PORTCULLIS_DENO", &engine).env("HOME", folder);
+        if is_root {
+            command.uid(USER).gid(USER);
+        }
+        Process::run("portcullis", &mut command).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let checked = run(&["operators", "check"]);
+    assert!(checked.status.success() && checked.output.contains("hello: ok"), "{}", checked.output);
+    policy("required");
+    let refused = run(&["serve"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", refused.output);
+    assert!(
+        refused.output.contains("isolation layer `uid` is missing: the host does not run as root"),
+        "{}",
+        refused.output
+    );
+    assert!(refused.output.contains("hint: `portcullis doctor`"), "{}", refused.output);
+    let doctor = run(&["doctor", "-c", "portcullis.yaml"]);
+    assert_eq!(doctor.status.code(), Some(1), "{}", doctor.output);
+    assert!(doctor.output.contains("operators: do NOT start with `isolation: required`"), "{}", doctor.output);
+    assert!(doctor.output.contains("uid                MISSING"), "{}", doctor.output);
 }
 
 #[test]

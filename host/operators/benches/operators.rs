@@ -1,8 +1,10 @@
 //! Operators beside a bare, unconfined `deno serve` of the same handler, in one run.
 //!
-//! `cargo bench -p portcullis-operators`; rounds alternate, so that a busy machine is equally busy for both.
+//! `cargo build --release --bins && cargo bench --bench operators`; what is compared alternates, so that a busy machine is
+//! equally busy for all, and the ratios say more than the times. Arguments choose parts: `start`, `load`, `many`.
 #![allow(missing_docs, reason = "a program")]
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use portcullis_operators::engine::deno::Deno;
 use portcullis_operators::jail::Launcher;
 use portcullis_operators::{Doctor, Front, OperatorConfig, Operators, Settings};
+use tokio::runtime::Runtime;
 
 const HANDLER: &str = r#"
 export default {
@@ -62,6 +65,63 @@ impl Drop for Bare {
     }
 }
 
+/// `portcullis serve` with one operator and nothing else.
+struct Proxy {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Proxy {
+    fn spawn(binary: &Path, folder: &Path, workers: usize) -> Self {
+        let own = folder.join(format!("proxy-{workers}"));
+        std::fs::create_dir_all(&own).expect("a folder");
+        std::fs::write(own.join("main.js"), HANDLER).expect("a file");
+        std::fs::write(
+            own.join("portcullis.yaml"),
+            format!(
+                "version: 1\nworkers: {workers}\nlogging: {{ level: warn }}\n\
+                 listeners: [{{ name: public, address: \"127.0.0.1:0\" }}]\n\
+                 operator_host: {{ run_folder: run }}\n\
+                 operators: {{ load: {{ entry: main.js, replicas: {{ max: 1 }} }} }}\nroutes: [{{ name: all, operator: load }}]\n"
+            ),
+        )
+        .expect("a file");
+        let ready = own.join("ready.json");
+        let child = Command::new(binary)
+            .arg("serve")
+            .arg(own.join("portcullis.yaml"))
+            .arg("--ready-file")
+            .arg(&ready)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("portcullis starts");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !ready.exists() {
+            assert!(Instant::now() < deadline, "portcullis does not get ready");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).expect("a file")).expect("JSON");
+        let address = ready["listeners"]["public"].as_str().and_then(|text| text.parse().ok()).expect("an address");
+        Self { child, address }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary that was built in the same profile as this program.
+fn portcullis() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.parent()?.join("portcullis")));
+    let path = std::env::var_os("PORTCULLIS_BIN").map(PathBuf::from).or(beside).unwrap_or_default();
+    assert!(path.is_file(), "there is no `{}`: run `cargo build --release --bins`", path.display());
+    path
+}
+
 fn request() -> Request<Full<Bytes>> {
     Request::get("/?name=bench").header("host", "api.example.com").body(Full::default()).expect("a valid request")
 }
@@ -106,7 +166,7 @@ fn operators(folder: &Path, settings: &Settings, names: &[String]) -> Vec<portcu
     names.iter().map(compile).collect()
 }
 
-/// From nothing but a running host to the first answer of a new operator.
+/// From nothing but a running host to the first answer of a new operator: its files are read and bundled, too.
 async fn start(host: &Operators, folder: &Path, settings: &Settings, name: &str) -> f64 {
     let all = operators(folder, settings, &[name.to_owned()]);
     let started = Instant::now();
@@ -117,32 +177,67 @@ async fn start(host: &Operators, folder: &Path, settings: &Settings, name: &str)
     milliseconds(started.elapsed())
 }
 
-/// Requests a second over one socket, by clients on a thread of their own.
-fn load_socket(socket: &Path) -> f64 {
+/// From a sleeping operator to its next answer: its code is known, its process is not there.
+async fn wake(host: &Operators, name: &str) -> f64 {
+    while host.status().await.iter().any(|one| one.operator.as_deref() == Some(name)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let started = Instant::now();
+    let request = Request::get("http://api.example.com/?name=bench").body(Full::<Bytes>::default()).expect("a request");
+    let response = host.call(name, request).await.expect("an answer");
+    response.into_body().collect().await.expect("a body");
+    milliseconds(started.elapsed())
+}
+
+/// Where requests go.
+#[derive(Clone)]
+enum Target {
+    Socket(PathBuf),
+    Address(SocketAddr),
+}
+
+/// Requests a second over kept connections, by clients on one thread.
+fn load(target: &Target) -> f64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let count = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     runtime.block_on(async {
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..CONNECTIONS {
-            let (socket, count) = (socket.to_owned(), Arc::clone(&count));
+            let (target, count) = (target.clone(), Arc::clone(&count));
             clients.spawn(async move {
-                let stream = tokio::net::UnixStream::connect(socket).await.expect("a connection");
-                let (mut sender, connection) =
-                    hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a handshake");
-                tokio::spawn(connection);
-                while started.elapsed() < LOAD {
-                    sender.ready().await.expect("still there");
-                    let response = sender.send_request(request()).await.expect("an answer");
-                    assert_eq!(response.status(), 200);
-                    response.into_body().collect().await.expect("a body");
-                    count.fetch_add(1, Ordering::Relaxed);
+                match target {
+                    Target::Socket(path) => {
+                        let stream = tokio::net::UnixStream::connect(path).await.expect("a connection");
+                        client(TokioIo::new(stream), started, &count).await;
+                    }
+                    Target::Address(address) => {
+                        let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+                        stream.set_nodelay(true).expect("a socket");
+                        client(TokioIo::new(stream), started, &count).await;
+                    }
                 }
             });
         }
         while clients.join_next().await.is_some() {}
     });
     rate(&count, started)
+}
+
+async fn client<S>(stream: S, started: Instant, count: &AtomicU64)
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.expect("a handshake");
+    tokio::spawn(connection);
+    while started.elapsed() < LOAD {
+        sender.ready().await.expect("still there");
+        let response = sender.send_request(request()).await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        response.into_body().collect().await.expect("a body");
+        count.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Requests a second through `Operators::call`, as a worker of the proxy makes them.
@@ -193,12 +288,22 @@ async fn pids(host: &Operators) -> Vec<i32> {
     host.status().await.into_iter().filter(|one| one.operator.is_some()).map(|one| one.pid).collect()
 }
 
+/// One row of a table: the middle of several values, and how it compares.
+#[expect(clippy::print_stdout, reason = "a program")]
+fn row(name: &str, values: &mut [f64], base: f64) {
+    let middle = median(values);
+    let (least, most) = (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0));
+    println!("{name:<44} median {middle:9.2}  min {least:9.2}  max {most:9.2}  {:5.2}x bare", middle / base);
+}
+
 #[expect(clippy::print_stdout, reason = "a program")]
 fn main() {
     // `cargo test` builds and runs benches, too; there is nothing to measure then.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
+    let parts: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     let deno = Deno::locate().unwrap_or_else(|error| panic!("{error}"));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
@@ -206,19 +311,41 @@ fn main() {
     std::fs::write(path.join("bare.js"), HANDLER).expect("a file");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let load_average = || std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned();
+    println!("load of the machine: {}\n", load_average());
+    if wanted("start") {
+        first_answers(&runtime, path, &deno);
+    }
+    if wanted("load") {
+        requests_per_second(&runtime, path, &deno);
+    }
+    if wanted("many") {
+        ten_at_once(&runtime, path, &deno);
+    }
+    println!("\nload of the machine: {}", load_average());
+}
 
+#[expect(clippy::print_stdout, reason = "a program")]
+fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno) {
     println!("# first answer, ms ({ROUNDS} rounds, alternating)");
     let cold_settings = settings(path, 0);
     let warm_settings = settings(path, 1);
     let cold = Operators::start(cold_settings.clone(), Arc::new(deno.clone())).expect("a host");
     let warm = Operators::start(warm_settings.clone(), Arc::new(deno.clone())).expect("a host");
-    let (mut bare_times, mut cold_times, mut warm_times, mut setup_times) = (vec![], vec![], vec![], vec![]);
+    let sleepy = Operators::start(warm_settings.clone(), Arc::new(deno.clone())).expect("a host");
+    let (mut bare_times, mut cold_times, mut warm_times, mut wake_times) = (vec![], vec![], vec![], vec![]);
+    let mut setup_times = vec![];
     runtime.block_on(async {
-        // Fills the bare process's cache, and makes the host keep a process ready.
+        // Fills the bare process's cache, and makes the hosts keep a process ready.
         let first = Bare::spawn(deno.path(), path, 0);
         first_answer(&first.socket).await;
         drop(first);
         start(&warm, path, &warm_settings, "first").await;
+        let mut config = OperatorConfig::new("main.js");
+        config.replicas.min = 0;
+        config.replicas.idle = Duration::from_millis(20);
+        let operator = config.compile("sleepy", path, &warm_settings).expect("a configuration");
+        sleepy.apply(vec![operator]).await.expect("it is served");
         for round in 0..ROUNDS {
             let started = Instant::now();
             let bare = Bare::spawn(deno.path(), path, round + 1);
@@ -226,37 +353,40 @@ fn main() {
             bare_times.push(milliseconds(started.elapsed()));
             drop(bare);
             cold_times.push(start(&cold, path, &cold_settings, &format!("cold-{round}")).await);
-            while warm.status().await.iter().all(|one| one.operator.is_some()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            for host in [&warm, &sleepy] {
+                while host.status().await.iter().all(|one| one.operator.is_some()) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
             warm_times.push(start(&warm, path, &warm_settings, &format!("warm-{round}")).await);
+            wake_times.push(wake(&sleepy, "sleepy").await);
         }
     });
     for _ in 0..ROUNDS {
-        let doctor = Doctor::examine(&cold_settings, &deno).expect("a look");
+        let doctor = Doctor::examine(&cold_settings, deno).expect("a look");
         #[expect(clippy::cast_precision_loss, reason = "microseconds")]
         setup_times.push(doctor.setup_microseconds as f64 / 1000.0);
     }
     let bare_cold = median(&mut bare_times);
-    for (name, times) in [
-        ("bare `deno serve`, warm cache", &mut bare_times),
-        ("operator, cold, confined", &mut cold_times),
-        ("operator, prewarmed", &mut warm_times),
-        ("isolation set up (in the launcher)", &mut setup_times),
-    ] {
-        let middle = median(times);
-        let (least, most) = (times.first().copied().unwrap_or(0.0), times.last().copied().unwrap_or(0.0));
-        println!("{name:<38} median {middle:7.2}  min {least:7.2}  max {most:7.2}  {:5.2}x bare", middle / bare_cold);
-    }
+    row("bare `deno serve`, warm cache", &mut bare_times, bare_cold);
+    row("new operator, cold, confined", &mut cold_times, bare_cold);
+    row("new operator, prewarmed process", &mut warm_times, bare_cold);
+    row("sleeping operator, prewarmed process", &mut wake_times, bare_cold);
+    row("isolation set up (part of cold)", &mut setup_times, bare_cold);
     runtime.block_on(async {
-        cold.stop().await;
-        warm.stop().await;
+        for host in [cold, warm, sleepy] {
+            host.stop().await;
+        }
     });
+}
 
+#[expect(clippy::print_stdout, reason = "a program")]
+fn requests_per_second(runtime: &Runtime, path: &Path, deno: &Deno) {
     println!("\n# requests per second, {CONNECTIONS} connections, {LOAD_ROUNDS} alternating rounds of {LOAD:?}");
-    let host = Operators::start(warm_settings.clone(), Arc::new(deno.clone())).expect("a host");
-    runtime.block_on(start(&host, path, &warm_settings, "load"));
+    let settings = settings(path, 0);
+    let host = Operators::start(settings.clone(), Arc::new(deno.clone())).expect("a host");
+    runtime.block_on(start(&host, path, &settings, "load"));
     let bare = Bare::spawn(deno.path(), path, 1000);
     runtime.block_on(first_answer(&bare.socket));
     let mut front = Front::new(path.join("front"), &[]).expect("a folder");
@@ -274,29 +404,34 @@ fn main() {
     while !socket.exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    runtime.block_on(first_answer(&socket));
-    let (mut direct, mut through, mut called) = (vec![], vec![], vec![]);
+    let binary = portcullis();
+    let proxies = [Proxy::spawn(&binary, path, 1), Proxy::spawn(&binary, path, 2)];
+    let targets = [
+        ("bare process, over its socket", Some(Target::Socket(bare.socket.clone()))),
+        ("portcullis serve, 1 worker", Some(Target::Address(proxies[0].address))),
+        ("portcullis serve, 2 workers", Some(Target::Address(proxies[1].address))),
+        ("portcullis operators run, over its socket", Some(Target::Socket(socket))),
+        ("called in the process of the client", None),
+    ];
+    let mut rates: Vec<Vec<f64>> = targets.iter().map(|_| Vec::new()).collect();
     for _ in 0..LOAD_ROUNDS {
-        direct.push(load_socket(&bare.socket));
-        called.push(load_call(&host, "load"));
-        through.push(load_socket(&socket));
+        for ((_, target), rates) in targets.iter().zip(&mut rates) {
+            rates.push(target.as_ref().map_or_else(|| load_call(&host, "load"), load));
+        }
     }
-    let bare_rate = median(&mut direct);
-    for (name, rates) in [
-        ("bare process, over its socket", &mut direct),
-        ("confined, in-process call", &mut called),
-        ("confined, through a socket of the host", &mut through),
-    ] {
-        let middle = median(rates);
-        let (least, most) = (rates.first().copied().unwrap_or(0.0), rates.last().copied().unwrap_or(0.0));
-        println!("{name:<38} median {middle:7.0}  min {least:7.0}  max {most:7.0}  {:5.2}x bare", middle / bare_rate);
+    let bare_rate = rates.first_mut().map_or(f64::NAN, |rates| median(rates));
+    for ((name, _), rates) in targets.iter().zip(&mut rates) {
+        row(name, rates, bare_rate);
     }
-    drop(bare);
+    drop((bare, proxies));
     runtime.block_on(host.stop());
+}
 
+#[expect(clippy::print_stdout, reason = "a program")]
+fn ten_at_once(runtime: &Runtime, path: &Path, deno: &Deno) {
     println!("\n# ten operators at once");
     let settings = settings(path, 0);
-    let host = Operators::start(settings.clone(), Arc::new(deno)).expect("a host");
+    let host = Operators::start(settings.clone(), Arc::new(deno.clone())).expect("a host");
     let names: Vec<String> = (0..10).map(|number| format!("op-{number}")).collect();
     runtime.block_on(async {
         host.apply(operators(path, &settings, &names)).await.expect("all are served");

@@ -22,7 +22,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::body::BodyError;
 use crate::bundle::{self, Bundle, BundleError};
@@ -51,6 +51,8 @@ const PING: Duration = Duration::from_millis(500);
 const LAUNCH: Duration = Duration::from_secs(10);
 /// What an engine without an operator may take beyond an operator's budget, resident.
 const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
+/// Operators that are brought up at the same time.
+const PREPARED_AT_ONCE: usize = 4;
 /// CPUs that one process may keep busy, where control groups bound it: its event loop's, and one for what helps it.
 const CPUS_AT_ONCE: u64 = 2;
 /// Most that is read of a process's output in a second; a process that prints more waits.
@@ -584,6 +586,8 @@ pub(crate) struct Manager {
 enum NotServing {
     Launch(String),
     Load(String),
+    /// Its modules did not run to their end in time.
+    Late(String),
 }
 
 impl Manager {
@@ -713,10 +717,22 @@ impl Manager {
             Err(mistakes) => mistakes.iter().map(|mistake| ApplyError::Config(mistake.to_string())).collect(),
         };
         if errors.is_empty() {
+            // Several at a time: each waits for a bundler and an engine. In order, for the sake of whoever reads the errors.
+            let places = Arc::new(Semaphore::new(PREPARED_AT_ONCE));
+            let mut preparing = Vec::new();
             for operator in operators {
                 let name = operator.name.clone();
                 let current = self.shared.table.load().get(&name).map(Arc::clone);
-                match self.version(operator, current.as_ref()).await {
+                let (manager, places, of) = (Arc::clone(self), Arc::clone(&places), current.clone());
+                let version = tokio::spawn(async move {
+                    let _place = places.acquire_owned().await;
+                    manager.version(operator, of.as_ref()).await
+                });
+                preparing.push((name, current, version));
+            }
+            for (name, current, version) in preparing {
+                let failed = |message| Err(ApplyError::Start { operator: name.clone(), message });
+                match version.await.unwrap_or_else(|error| failed(error.to_string())) {
                     Ok(version) => {
                         serving.insert(name, version);
                     }
@@ -782,7 +798,9 @@ impl Manager {
         let pool = Arc::new(Pool::new(operator, bundle, store, log, counters, self.settings.dev));
         let process = self.serving(&pool, ready).await.map_err(|error| match error {
             NotServing::Launch(message) => start_error(message),
-            NotServing::Load(message) => ApplyError::Load { operator: name.clone(), message },
+            NotServing::Load(message) | NotServing::Late(message) => {
+                ApplyError::Load { operator: name.clone(), message }
+            }
         })?;
         lock(&self.pools).push(Arc::clone(&pool));
         let (ended, ends) = mpsc::unbounded_channel();
@@ -840,6 +858,7 @@ impl Manager {
                         let (cause, message) = match &error {
                             NotServing::Launch(message) => (Cause::StartFailed, message),
                             NotServing::Load(message) => (Cause::LoadFailed, message),
+                            NotServing::Late(message) => (Cause::StartTime, message),
                         };
                         pool.log.write(0, format!("{}: {message}", cause.id()));
                         pool.counters.count_end(cause);
@@ -950,7 +969,7 @@ impl Manager {
         self.place(&process, &pool.operator.cpus);
         let start = pool.operator.limits.start;
         let loaded = tokio::time::timeout(start, self.load(&process, pool)).await.unwrap_or_else(|_| {
-            Err(NotServing::Load(format!("its modules did not run to their end within {start:?}")))
+            Err(NotServing::Late(format!("its modules did not run to their end within {start:?}")))
         });
         match loaded {
             Ok(()) => {

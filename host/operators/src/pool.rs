@@ -1,7 +1,8 @@
 //! The processes of one operator in one version of its code, and what is counted about it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -165,7 +166,8 @@ pub(crate) struct Counters {
     ends: [AtomicU64; Cause::ALL.len()],
     cpu_nanoseconds: AtomicU64,
     subrequests: AtomicU64,
-    subrequests_refused: AtomicU64,
+    /// By reason. Seldom: what an operator may ask for is bounded.
+    refused: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Default for Counters {
@@ -177,7 +179,7 @@ impl Default for Counters {
             ends: std::array::from_fn(|_| AtomicU64::new(0)),
             cpu_nanoseconds: AtomicU64::new(0),
             subrequests: AtomicU64::new(0),
-            subrequests_refused: AtomicU64::new(0),
+            refused: Mutex::default(),
         }
     }
 }
@@ -215,8 +217,8 @@ impl Counters {
 
     pub(crate) fn count_subrequest(&self, refusal: Option<&Refusal>) {
         self.subrequests.fetch_add(1, Ordering::Relaxed);
-        if refusal.is_some() {
-            self.subrequests_refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(refusal) = refusal {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(refusal.reason).or_default() += 1;
         }
     }
 
@@ -228,9 +230,14 @@ impl Counters {
             ("portcullis_operator_starts_total", read(&self.starts)),
             ("portcullis_operator_cpu_milliseconds_total", read(&self.cpu_nanoseconds) / 1_000_000),
             ("portcullis_operator_subrequests_total", read(&self.subrequests)),
-            ("portcullis_operator_subrequests_refused_total", read(&self.subrequests_refused)),
         ];
         into.extend(plain.map(|(name, value)| (format!("{name}.operator.{operator}"), value)));
+        for (reason, count) in self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            into.push((
+                format!("portcullis_operator_subrequests_refused_total.operator.{operator}.reason.{reason}"),
+                *count,
+            ));
+        }
         for (family, counters) in
             [("portcullis_operator_failed_total", &self.causes), ("portcullis_operator_ends_total", &self.ends)]
         {
@@ -309,10 +316,15 @@ mod tests {
         let counters = Counters::default();
         counters.count_request();
         counters.count_cause(Cause::Memory);
+        counters.count_subrequest(None);
+        counters.count_subrequest(Some(&Refusal::new("net", "")));
         let mut found = Vec::new();
         counters.read("hello", &mut found);
         assert!(found.contains(&("portcullis_operator_requests_total.operator.hello".to_owned(), 1)));
         let failed = "portcullis_operator_failed_total.operator.hello.reason.operator_memory";
         assert!(found.contains(&(failed.to_owned(), 1)));
+        assert!(found.contains(&("portcullis_operator_subrequests_total.operator.hello".to_owned(), 2)));
+        let refused = "portcullis_operator_subrequests_refused_total.operator.hello.reason.net";
+        assert!(found.contains(&(refused.to_owned(), 1)));
     }
 }

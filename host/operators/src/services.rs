@@ -111,7 +111,9 @@ async fn answer(process: &Process, egress: &Egress, request: Request<Incoming>) 
         });
     }
     if path == "/kv" || path.starts_with("/kv/") {
-        return key_value(pool, request).await.unwrap_or_else(|refusal| refused(&refusal));
+        let result = key_value(pool, request).await;
+        pool.counters.count_subrequest(result.as_ref().err());
+        return result.unwrap_or_else(|refusal| refused(&refusal));
     }
     status(StatusCode::NOT_FOUND)
 }

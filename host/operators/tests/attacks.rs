@@ -511,6 +511,10 @@ async fn refused_destinations_are_not_looked_up(engine: Kind) {
     assert!(text.contains("granted.example cannot be resolved"), "{text}");
     assert!(text.contains("needs net secret-data.attacker.example:80"), "{text}");
     assert_eq!(*asked.0.lock().unwrap(), ["granted.example"]);
+    let refused = |reason: &str| {
+        host.metric(&format!("portcullis_operator_subrequests_refused_total.operator.attacker.reason.{reason}"))
+    };
+    assert_eq!((refused("net"), refused("resolve")), (2, 1));
 }
 
 /// From inside a jail, with all of the engine's permissions and raw system calls: the neighbour's process, its sockets, its

@@ -29,6 +29,7 @@ on_each_engine! {
     async what_a_reload_takes_away_still_answers_those_who_hold_it;
     async (flavor = "multi_thread", worker_threads = 2) a_killed_process_costs_only_what_it_was_answering;
     async processes_come_with_demand_and_go_with_idleness;
+    async a_request_waits_for_a_process_only_so_long;
     async stopping_answers_first_and_leaves_nothing;
     async dropping_the_handle_ends_every_process;
     async a_pinned_operator_has_its_cpu_to_itself;
@@ -461,6 +462,27 @@ async fn processes_come_with_demand_and_go_with_idleness(engine: Kind) {
     assert!(answers.0.is_ok() && answers.1.is_ok() && answers.2.is_ok(), "{answers:?}");
     eventually("none is left", async || host.pids("s").await.is_empty()).await;
     assert_eq!(host.text("s", "/").await, "ok");
+}
+
+/// Its first start is quick. A later one takes for ever, and a request waits for it only so long.
+async fn a_request_waits_for_a_process_only_so_long(engine: Kind) {
+    let host = Host::new(engine);
+    let later = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() + Duration::from_secs(4);
+    let code = format!(
+        "if (Date.now() > {}) await new Promise(() => {{}});\nexport default {{ fetch: () => new Response('ok') }};",
+        later.as_millis()
+    );
+    let operator = host.operator("s", &code, |config| {
+        config.replicas.min = 0;
+        config.replicas.idle = Duration::from_millis(100);
+        config.limits.start = Duration::from_secs(3);
+    });
+    host.serve(vec![operator]).await;
+    assert_eq!(host.text("s", "/").await, "ok");
+    eventually("it sleeps", async || host.pids("s").await.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(host.get("s", "/").await.unwrap_err(), Cause::StartTime);
+    assert_eq!(Cause::StartTime.status(), 503);
 }
 
 async fn stopping_answers_first_and_leaves_nothing(engine: Kind) {
