@@ -15,7 +15,9 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use portcullis_operators::engine::Engine;
 use portcullis_operators::engine::deno::Deno;
+use portcullis_operators::engine::runner::Runner;
 use portcullis_operators::jail::Launcher;
 use portcullis_operators::{Doctor, Front, OperatorConfig, Operators, Settings};
 use tokio::runtime::Runtime;
@@ -72,8 +74,8 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn spawn(binary: &Path, folder: &Path, workers: usize) -> Self {
-        let own = folder.join(format!("proxy-{workers}"));
+    fn spawn(binary: &Path, folder: &Path, engine: &str, workers: usize) -> Self {
+        let own = folder.join(format!("proxy-{engine}-{workers}"));
         std::fs::create_dir_all(&own).expect("a folder");
         std::fs::write(own.join("main.js"), HANDLER).expect("a file");
         std::fs::write(
@@ -81,7 +83,7 @@ impl Proxy {
             format!(
                 "version: 1\nworkers: {workers}\nlogging: {{ level: warn }}\n\
                  listeners: [{{ name: public, address: \"127.0.0.1:0\" }}]\n\
-                 operator_host: {{ run_folder: run }}\n\
+                 operator_host: {{ run_folder: run, engine: {engine} }}\n\
                  operators: {{ load: {{ entry: main.js, replicas: {{ max: 1 }} }} }}\nroutes: [{{ name: all, operator: load }}]\n"
             ),
         )
@@ -305,6 +307,14 @@ fn main() {
     let parts: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     let deno = Deno::locate().unwrap_or_else(|error| panic!("{error}"));
+    let mut engines: Vec<(&str, Arc<dyn Engine>)> = vec![("deno", Arc::new(deno.clone()))];
+    match Runner::locate() {
+        Ok(runner) => engines.push(("runner", Arc::new(runner))),
+        Err(error) => println!("without the runner: {error}"),
+    }
+    for (_, engine) in &engines {
+        println!("engine: {} ({})", engine.name(), engine.program().display());
+    }
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
     std::fs::write(path.join("main.js"), HANDLER).expect("a file");
@@ -314,124 +324,184 @@ fn main() {
     let load_average = || std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned();
     println!("load of the machine: {}\n", load_average());
     if wanted("start") {
-        first_answers(&runtime, path, &deno);
+        first_answers(&runtime, path, &deno, &engines);
     }
     if wanted("load") {
-        requests_per_second(&runtime, path, &deno);
+        requests_per_second(&runtime, path, &deno, &engines);
     }
     if wanted("many") {
-        ten_at_once(&runtime, path, &deno);
+        for (name, engine) in &engines {
+            ten_at_once(&runtime, path, name, engine);
+        }
     }
     println!("\nload of the machine: {}", load_average());
 }
 
+/// The hosts with which one engine's first answers are measured, and the times.
+struct Starts {
+    name: &'static str,
+    engine: Arc<dyn Engine>,
+    cold: Operators,
+    warm: Operators,
+    sleepy: Operators,
+    times: [Vec<f64>; 4],
+}
+
 #[expect(clippy::print_stdout, reason = "a program")]
-fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno) {
+fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'static str, Arc<dyn Engine>)]) {
     println!("# first answer, ms ({ROUNDS} rounds, alternating)");
-    let cold_settings = settings(path, 0);
-    let warm_settings = settings(path, 1);
-    let cold = Operators::start(cold_settings.clone(), Arc::new(deno.clone())).expect("a host");
-    let warm = Operators::start(warm_settings.clone(), Arc::new(deno.clone())).expect("a host");
-    let sleepy = Operators::start(warm_settings.clone(), Arc::new(deno.clone())).expect("a host");
-    let (mut bare_times, mut cold_times, mut warm_times, mut wake_times) = (vec![], vec![], vec![], vec![]);
-    let mut setup_times = vec![];
+    let (cold_settings, warm_settings) = (settings(path, 0), settings(path, 1));
+    let host = |settings: &Settings, engine: &Arc<dyn Engine>| {
+        Operators::start(settings.clone(), Arc::clone(engine)).expect("a host")
+    };
+    let mut all: Vec<Starts> = engines
+        .iter()
+        .map(|(name, engine)| Starts {
+            name,
+            engine: Arc::clone(engine),
+            cold: host(&cold_settings, engine),
+            warm: host(&warm_settings, engine),
+            sleepy: host(&warm_settings, engine),
+            times: Default::default(),
+        })
+        .collect();
+    let mut bare_times = Vec::new();
     runtime.block_on(async {
         // Fills the bare process's cache, and makes the hosts keep a process ready.
         let first = Bare::spawn(deno.path(), path, 0);
         first_answer(&first.socket).await;
         drop(first);
-        start(&warm, path, &warm_settings, "first").await;
-        let mut config = OperatorConfig::new("main.js");
-        config.replicas.min = 0;
-        config.replicas.idle = Duration::from_millis(20);
-        let operator = config.compile("sleepy", path, &warm_settings).expect("a configuration");
-        sleepy.apply(vec![operator]).await.expect("it is served");
+        for of in &all {
+            start(&of.warm, path, &warm_settings, "first").await;
+            let mut config = OperatorConfig::new("main.js");
+            config.replicas.min = 0;
+            config.replicas.idle = Duration::from_millis(20);
+            let operator = config.compile("sleepy", path, &warm_settings).expect("a configuration");
+            of.sleepy.apply(vec![operator]).await.expect("it is served");
+        }
         for round in 0..ROUNDS {
             let started = Instant::now();
             let bare = Bare::spawn(deno.path(), path, round + 1);
             first_answer(&bare.socket).await;
             bare_times.push(milliseconds(started.elapsed()));
             drop(bare);
-            cold_times.push(start(&cold, path, &cold_settings, &format!("cold-{round}")).await);
-            for host in [&warm, &sleepy] {
-                while host.status().await.iter().all(|one| one.operator.is_some()) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+            for of in &mut all {
+                of.times[0].push(start(&of.cold, path, &cold_settings, &format!("cold-{round}")).await);
+                for host in [&of.warm, &of.sleepy] {
+                    while host.status().await.iter().all(|one| one.operator.is_some()) {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
                 }
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                of.times[1].push(start(&of.warm, path, &warm_settings, &format!("warm-{round}")).await);
+                of.times[2].push(wake(&of.sleepy, "sleepy").await);
             }
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            warm_times.push(start(&warm, path, &warm_settings, &format!("warm-{round}")).await);
-            wake_times.push(wake(&sleepy, "sleepy").await);
         }
     });
     for _ in 0..ROUNDS {
-        let doctor = Doctor::examine(&cold_settings, deno).expect("a look");
-        #[expect(clippy::cast_precision_loss, reason = "microseconds")]
-        setup_times.push(doctor.setup_microseconds as f64 / 1000.0);
+        for of in &mut all {
+            let doctor = Doctor::examine(&cold_settings, &*of.engine).expect("a look");
+            #[expect(clippy::cast_precision_loss, reason = "microseconds")]
+            of.times[3].push(doctor.setup_microseconds as f64 / 1000.0);
+        }
     }
     let bare_cold = median(&mut bare_times);
     row("bare `deno serve`, warm cache", &mut bare_times, bare_cold);
-    row("new operator, cold, confined", &mut cold_times, bare_cold);
-    row("new operator, prewarmed process", &mut warm_times, bare_cold);
-    row("sleeping operator, prewarmed process", &mut wake_times, bare_cold);
-    row("isolation set up (part of cold)", &mut setup_times, bare_cold);
+    let rows = [
+        "new operator, cold, confined",
+        "new operator, prewarmed process",
+        "sleeping operator, prewarmed process",
+        "isolation set up (part of cold)",
+    ];
+    for of in &mut all {
+        for (what, times) in rows.iter().zip(&mut of.times) {
+            row(&format!("{}: {what}", of.name), times, bare_cold);
+        }
+    }
     runtime.block_on(async {
-        for host in [cold, warm, sleepy] {
-            host.stop().await;
+        for of in all {
+            for host in [of.cold, of.warm, of.sleepy] {
+                host.stop().await;
+            }
         }
     });
 }
 
+/// Requests through the library alone: over a socket of `operators run`'s kind, and called by the client itself.
+struct Direct {
+    name: &'static str,
+    host: Operators,
+    socket: PathBuf,
+    proxies: [Proxy; 2],
+}
+
 #[expect(clippy::print_stdout, reason = "a program")]
-fn requests_per_second(runtime: &Runtime, path: &Path, deno: &Deno) {
+fn requests_per_second(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'static str, Arc<dyn Engine>)]) {
     println!("\n# requests per second, {CONNECTIONS} connections, {LOAD_ROUNDS} alternating rounds of {LOAD:?}");
     let settings = settings(path, 0);
-    let host = Operators::start(settings.clone(), Arc::new(deno.clone())).expect("a host");
-    runtime.block_on(start(&host, path, &settings, "load"));
     let bare = Bare::spawn(deno.path(), path, 1000);
     runtime.block_on(first_answer(&bare.socket));
-    let mut front = Front::new(path.join("front"), &[]).expect("a folder");
-    let socket = front.socket("load");
-    std::thread::spawn({
-        let host = host.clone();
-        move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                front.serve(&host, &["load".to_owned()]).expect("it serves");
-                std::future::pending::<()>().await;
-            });
-        }
-    });
-    while !socket.exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
     let binary = portcullis();
-    let proxies = [Proxy::spawn(&binary, path, 1), Proxy::spawn(&binary, path, 2)];
-    let targets = [
-        ("bare process, over its socket", Some(Target::Socket(bare.socket.clone()))),
-        ("portcullis serve, 1 worker", Some(Target::Address(proxies[0].address))),
-        ("portcullis serve, 2 workers", Some(Target::Address(proxies[1].address))),
-        ("portcullis operators run, over its socket", Some(Target::Socket(socket))),
-        ("called in the process of the client", None),
-    ];
+    let all: Vec<Direct> = engines
+        .iter()
+        .map(|(name, engine)| {
+            let host = Operators::start(settings.clone(), Arc::clone(engine)).expect("a host");
+            runtime.block_on(start(&host, path, &settings, "load"));
+            let socket = serve_on_socket(&host, path.join(format!("front-{name}")));
+            let proxies = [1, 2].map(|workers| Proxy::spawn(&binary, path, name, workers));
+            Direct { name, host, socket, proxies }
+        })
+        .collect();
+    let mut targets = vec![("bare process, over its socket".to_owned(), Ok(Target::Socket(bare.socket.clone())))];
+    for of in &all {
+        let name = of.name;
+        for (proxy, workers) in of.proxies.iter().zip(["1 worker", "2 workers"]) {
+            targets.push((format!("{name}: portcullis serve, {workers}"), Ok(Target::Address(proxy.address))));
+        }
+        targets.push((format!("{name}: operators run, over its socket"), Ok(Target::Socket(of.socket.clone()))));
+        targets.push((format!("{name}: called in the client's process"), Err(&of.host)));
+    }
     let mut rates: Vec<Vec<f64>> = targets.iter().map(|_| Vec::new()).collect();
     for _ in 0..LOAD_ROUNDS {
         for ((_, target), rates) in targets.iter().zip(&mut rates) {
-            rates.push(target.as_ref().map_or_else(|| load_call(&host, "load"), load));
+            rates.push(match target {
+                Ok(target) => load(target),
+                Err(host) => load_call(host, "load"),
+            });
         }
     }
     let bare_rate = rates.first_mut().map_or(f64::NAN, |rates| median(rates));
     for ((name, _), rates) in targets.iter().zip(&mut rates) {
         row(name, rates, bare_rate);
     }
-    drop((bare, proxies));
-    runtime.block_on(host.stop());
+    for of in &all {
+        runtime.block_on(of.host.stop());
+    }
+}
+
+/// On a thread of its own, as another process would.
+fn serve_on_socket(host: &Operators, folder: PathBuf) -> PathBuf {
+    let mut front = Front::new(folder, &[]).expect("a folder");
+    let socket = front.socket("load");
+    let host = host.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            front.serve(&host, &["load".to_owned()]).expect("it serves");
+            std::future::pending::<()>().await;
+        });
+    });
+    while !socket.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    socket
 }
 
 #[expect(clippy::print_stdout, reason = "a program")]
-fn ten_at_once(runtime: &Runtime, path: &Path, deno: &Deno) {
-    println!("\n# ten operators at once");
+fn ten_at_once(runtime: &Runtime, path: &Path, name: &str, engine: &Arc<dyn Engine>) {
+    println!("\n# ten operators at once on {name}");
     let settings = settings(path, 0);
-    let host = Operators::start(settings.clone(), Arc::new(deno.clone())).expect("a host");
+    let host = Operators::start(settings.clone(), Arc::clone(engine)).expect("a host");
     let names: Vec<String> = (0..10).map(|number| format!("op-{number}")).collect();
     runtime.block_on(async {
         host.apply(operators(path, &settings, &names)).await.expect("all are served");

@@ -469,7 +469,7 @@ async fn a_request_waits_for_a_process_only_so_long(engine: Kind) {
     let host = Host::new(engine);
     let later = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() + Duration::from_secs(4);
     let code = format!(
-        "if (Date.now() > {}) await new Promise(() => {{}});\nexport default {{ fetch: () => new Response('ok') }};",
+        "if (Date.now() > {}) await new Promise((r) => setTimeout(r, 60_000));\nexport default {{ fetch: () => new Response('ok') }};",
         later.as_millis()
     );
     let operator = host.operator("s", &code, |config| {
