@@ -49,6 +49,10 @@ e2e-host:
 e2e-envoy:
     cargo xtask test --only test -- --test scenarios envoy::
 
+# one fuzz target for some seconds, as in `just fuzz hostcalls-http 600`; without arguments, a list of targets
+fuzz *ARGS:
+    cargo run --quiet --bin fuzz -- {{ ARGS }}
+
 # run a policy in the standalone host, as in `just run docs/examples/demo/portcullis.yaml`
 run CONFIG:
     cargo xtask test --only filters --only build

@@ -76,6 +76,16 @@ fn every_filter_has_scenarios_that_deny_that_pass_and_that_refuse_a_configuratio
 }
 
 #[test]
+fn every_filter_has_a_fuzz_target_for_its_configuration() {
+    let targets = files(&places::workspace().join("tests/fuzz/src/targets"), ".rs");
+    let text: String = targets.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect();
+    every_filter(|name, _| {
+        let target = format!("name: \"{name}-configuration\"");
+        if text.contains(&target) { Vec::new() } else { vec![format!("no fuzz target has `{target}`")] }
+    });
+}
+
+#[test]
 fn every_filter_has_a_policy_for_envoy() {
     every_filter(|name, _| {
         let folder = places::workspace().join("envoy").join(name);

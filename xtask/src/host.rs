@@ -33,9 +33,15 @@ pub(crate) fn build(workspace: &Workspace, progress: Progress) -> Result<(), Fai
     run_shown(&mut cargo)
 }
 
+/// Seconds that each fuzz target runs in the tests, unless the environment says otherwise: a minute and a half for all of them.
+const FUZZ_SECONDS: (&str, &str) = ("PORTCULLIS_FUZZ_SECONDS", "7");
+
 /// Tells a program where to find what was set up and built. Tests fail with a remedy if they find nothing.
 pub(crate) fn tell_places(command: &mut Command, workspace: &Workspace, machine: &Machine) {
     command.env("PORTCULLIS_BIN", binary(workspace, SERVER)).env("PORTCULLIS_FILTERS", workspace.built_filters());
+    if std::env::var_os(FUZZ_SECONDS.0).is_none() {
+        command.env(FUZZ_SECONDS.0, FUZZ_SECONDS.1);
+    }
     for (tool, path) in [(&ENVOY, &machine.envoy), (&DENO, &machine.deno)] {
         if let Some(path) = path {
             command.env(tool.variable, path);

@@ -22,6 +22,8 @@ mod embedder;
 mod engine;
 mod exchange;
 mod fields;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod hostcalls;
 mod pairs;

@@ -118,6 +118,8 @@ pub(crate) struct Stream {
     pub(crate) local: Option<Rc<str>>,
     /// The stream is to be cut off: nothing counts any more.
     pub(crate) reset: bool,
+    /// The embedder was told to leave the upstream.
+    pub(crate) upstream_cancelled: bool,
     pub(crate) is_head: bool,
     /// The embedder was told not to read.
     pub(crate) request_blocked: bool,

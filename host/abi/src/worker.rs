@@ -449,6 +449,7 @@ impl Worker {
             response_sent: Sent::Nothing,
             local: None,
             reset: false,
+            upstream_cancelled: false,
             is_head: false,
             request_blocked: false,
             response_blocked: false,

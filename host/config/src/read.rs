@@ -66,7 +66,7 @@ impl serde::de::Error for Stop {
         let message = message.to_string();
         match message.split_once("\nhint: ") {
             Some((problem, hint)) => Self { problem: problem.to_owned(), hint: Some(hint.to_owned()), place: None },
-            None => Self { problem: message, hint: None, place: None },
+            None => Self { problem: message, hint: Some("the reference page has an example".to_owned()), place: None },
         }
     }
 
@@ -92,7 +92,13 @@ impl serde::de::Error for Stop {
         } else if wanted.starts_with("a whole number") && found.starts_with("the text") {
             Some("write the number without quotes".to_owned())
         } else {
-            None
+            Some(match wanted.as_str() {
+                "`true` or `false`" => "write one of the two, without quotes".to_owned(),
+                "a list" => "write `[...]`, or each element on a line of its own after `- `".to_owned(),
+                "a mapping" => "write `{ key: value }`, or each key on a line of its own".to_owned(),
+                wanted if wanted.starts_with("a whole number") => "write a number in that range".to_owned(),
+                wanted => format!("write {wanted}"),
+            })
         };
         Self { problem: format!("expected {wanted}, found {found}"), hint, place: None }
     }
@@ -280,7 +286,7 @@ impl<'n> Deserializer<'n> for Reader<'n> {
                 let found = found.strip_prefix("expected a choice, ").unwrap_or(&found);
                 return Err(Stop {
                     problem: format!("expected one of {}, {found}", one_of()),
-                    hint: None,
+                    hint: Some("write one of these".to_owned()),
                     place: None,
                 }
                 .located(&here));

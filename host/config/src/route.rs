@@ -276,9 +276,9 @@ pub fn normal_authority(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     };
     let port_is_sound = port.is_none_or(|port| (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit));
     let host_is_sound = match host.strip_prefix(b"[").map(|ip| ip.strip_suffix(b"]")) {
-        Some(ip) => ip.is_some_and(|ip| {
-            !ip.is_empty() && ip.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
-        }),
+        Some(ip) => {
+            ip.and_then(|ip| std::str::from_utf8(ip).ok()).is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok())
+        }
         None => host.split(|byte| *byte == b'.').all(|label| {
             !label.is_empty() && label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         }),

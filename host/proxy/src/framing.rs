@@ -287,7 +287,7 @@ impl Head {
             return Err(Violation::Malformed("field line without a colon"));
         };
         let (name, rest) = line.split_at(colon);
-        let value = rest.get(1..).unwrap_or_default().trim_ascii();
+        let value = trim_ows(rest.get(1..).unwrap_or_default());
         if name.is_empty() || !name.iter().copied().all(is_token) {
             return Err(Violation::Malformed("field name"));
         }
@@ -326,6 +326,14 @@ impl Head {
             _ => Err(Violation::Malformed("host twice")),
         }
     }
+}
+
+/// Without the optional white space around a value (RFC 9110, section 5.6.3): space and tab, and not a CR that stands alone.
+fn trim_ows(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, Violation> {
@@ -495,6 +503,9 @@ mod tests {
             ("X: 1\r\n chunked\r\n", malformed("folded field line")),
             ("X: 1\nTransfer-Encoding: chunked\r\n", malformed("line ends in bare LF")),
             ("X: 1\rTransfer-Encoding: chunked\r\n", malformed("control character in a field value")),
+            ("X: 1\r\r\n", malformed("control character in a field value")),
+            ("Content-Length:\x0c5\r\n", malformed("control character in a field value")),
+            ("Transfer-Encoding: chunked\x0c\r\n", malformed("control character in a field value")),
             ("X: a\0b\r\n", malformed("control character in a field value")),
             ("no colon\r\n", malformed("field line without a colon")),
             (": empty\r\n", malformed("field name")),

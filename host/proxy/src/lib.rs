@@ -22,6 +22,8 @@ mod core;
 mod exchange;
 mod failure;
 pub mod framing;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod grpc;
 mod ids;

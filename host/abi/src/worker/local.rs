@@ -19,9 +19,7 @@ impl Worker {
         if stream.response_sent != Sent::Nothing {
             return self.reset(id, stream);
         }
-        if stream.request_sent != Sent::Nothing {
-            self.actions.push_back(Action::CancelUpstream(id));
-        }
+        self.cancel_upstream(id, stream);
         let replaces = stream.exchange.borrow().response_headers.is_some();
         stream.local = Some(response.details.as_str().into());
         let (fields, body) = local_message(&stream.exchange.borrow().request_headers, response);
@@ -41,10 +39,15 @@ impl Worker {
 
     pub(super) fn reset(&mut self, id: StreamId, stream: &mut Stream) {
         if !std::mem::replace(&mut stream.reset, true) {
-            if stream.request_sent != Sent::Nothing {
-                self.actions.push_back(Action::CancelUpstream(id));
-            }
+            self.cancel_upstream(id, stream);
             self.actions.push_back(Action::Reset(id));
+        }
+    }
+
+    /// The upstream is no longer wanted; said once, and only where something was sent to it.
+    fn cancel_upstream(&mut self, id: StreamId, stream: &mut Stream) {
+        if stream.request_sent != Sent::Nothing && !std::mem::replace(&mut stream.upstream_cancelled, true) {
+            self.actions.push_back(Action::CancelUpstream(id));
         }
     }
 
