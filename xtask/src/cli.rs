@@ -11,6 +11,7 @@ pub(crate) enum Command {
     Help(&'static str),
     Setup { parts: Vec<Part> },
     BuildFilters { names: Vec<String> },
+    BuildGuests,
     Runner { release: bool },
     Imports { name: String },
     Test(Plan),
@@ -33,6 +34,7 @@ pub(crate) fn parse(mut arguments: Parser) -> Result<Command, String> {
         "setup" => setup(arguments).map_err(hint),
         "build-filters" => build_filters(arguments).map_err(hint),
         "runner" => runner(arguments).map_err(hint),
+        "build-guests" => build_guests(arguments).map_err(hint),
         "imports" => imports(arguments).map_err(hint),
         "test" => test(arguments).map_err(hint),
         "demo" => demo(arguments).map_err(hint),
@@ -80,6 +82,14 @@ fn runner(mut arguments: Parser) -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::Runner { release })
+}
+
+fn build_guests(mut arguments: Parser) -> Result<Command, lexopt::Error> {
+    match arguments.next()? {
+        None => Ok(Command::BuildGuests),
+        Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help(BUILD_GUESTS_HELP)),
+        Some(other) => Err(other.unexpected()),
+    }
 }
 
 fn imports(mut arguments: Parser) -> Result<Command, lexopt::Error> {
@@ -135,6 +145,7 @@ Commands:
   setup           Bring the WebAssembly target, Envoy and Deno, and build the operators' engine
   build-filters   Build every filter to target/filters/NAME.wasm
   runner          Build the operators' engine on deno_core
+  build-guests    Build the tests' guests in Go and C++ again, whose modules are committed
   imports         Print what a built filter imports from its host
   test            Set up, build, and check all that CI checks
   demo            Set up, build, and show one filter in two hosts
@@ -185,6 +196,14 @@ Usage: cargo xtask runner [--release]
 
 Options:
   --release   Optimised, for use and for benches: target/release/portcullis-operator
+";
+
+const BUILD_GUESTS_HELP: &str = "\
+Builds the guests below tests/guests that are written in Go and C++, and writes the checksums of sources and modules to
+tests/guests/prebuilt.sha256. The modules are committed: only a change of their sources needs this. The compilers come from
+PyPI into .portcullis/ and take 640 MiB there.
+
+Usage: cargo xtask build-guests
 ";
 
 const IMPORTS_HELP: &str = "\

@@ -7,6 +7,7 @@ mod apt;
 mod checks;
 mod cli;
 mod filters;
+mod guests;
 mod host;
 mod process;
 mod programs;
@@ -66,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let wasm_std = ready_for_wasm(&workspace, progress)?;
             filters::build(&workspace, &wasm_std, &names, progress)?;
         }
+        Command::BuildGuests => guests::build(&workspace, progress)?,
         Command::Imports { name } => {
             for import in filters::imports(&workspace, &name)? {
                 println!("{import}");

@@ -88,7 +88,7 @@ impl Host {
     pub fn new() -> Host {
         let world = Rc::new(RefCell::new(World {
             unix: Duration::from_secs(NOW_DEFAULT),
-            monotonic: Duration::ZERO,
+            monotonic: UP,
             upstreams: BTreeMap::new(),
             log: Ring::new(HISTORY_MAX),
             log_level: LogLevel::Debug,
@@ -153,7 +153,7 @@ impl Host {
 
     /// How far the clock has moved so far.
     pub fn elapsed(&self) -> Duration {
-        self.world(|world| world.monotonic)
+        self.world(|world| world.monotonic.saturating_sub(UP))
     }
 
     /// Moves the clock. Every timer, late answer and deadline on the way happens when it is due.
@@ -336,6 +336,9 @@ impl Upstream {
         self.host.calls_made().remove(&self.name).unwrap_or_default()
     }
 }
+
+/// How long the simulated machine has been up: Go's runtime takes a clock that says 0 for a broken one.
+const UP: Duration = Duration::from_secs(1);
 
 /// What embedders of all workers see.
 pub(crate) struct World {

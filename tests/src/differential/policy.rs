@@ -76,6 +76,7 @@ pub fn write<'a>(
 fn filter(name: &str, vm_id: &str, plugin: &Plugin, folder: &Path) -> Result<Value, String> {
     let wasm = match &plugin.module {
         Module::Guest(guest) => places::filter(guest)?,
+        Module::Prebuilt(language) => places::workspace().join(format!("tests/guests/{language}/gate.wasm")),
         Module::Text(text) => {
             let file = folder.join(format!("{name}.wasm"));
             put(&file, &wat::parse_str(text).map_err(|error| format!("the module of `{name}`: {error}"))?)?;

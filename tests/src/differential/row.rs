@@ -56,6 +56,8 @@ pub struct Plugin {
 pub enum Module {
     /// A guest by its name.
     Guest(&'static str),
+    /// `gate.wasm` in the folder of a guest in another language.
+    Prebuilt(&'static str),
     /// In WebAssembly text format.
     Text(String),
 }
@@ -252,6 +254,13 @@ impl Row {
         self.plugin(Plugin::new("own").configuration(configuration))
     }
 
+    /// Its plugins get this configuration.
+    #[must_use]
+    pub fn configured(mut self, configuration: &str) -> Row {
+        self.plugins.iter_mut().for_each(|plugin| plugin.configuration = configuration.to_owned());
+        self
+    }
+
     /// What the root context tells is part of the outcome.
     #[must_use]
     pub fn with_root(mut self) -> Row {
@@ -349,6 +358,13 @@ impl Plugin {
     #[must_use]
     pub fn guest(mut self, name: &'static str) -> Plugin {
         self.module = Module::Guest(name);
+        self
+    }
+
+    /// The gate in another language.
+    #[must_use]
+    pub fn prebuilt(mut self, language: &'static str) -> Plugin {
+        self.module = Module::Prebuilt(language);
         self
     }
 

@@ -6,6 +6,7 @@ mod callouts;
 mod environment;
 mod failure;
 mod flow;
+mod languages;
 mod lifecycle;
 mod local;
 mod maps;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Row> {
         shared::rows,
         environment::rows,
         failure::rows,
+        languages::rows,
     ];
     areas.into_iter().flat_map(|rows| rows()).collect()
 }

@@ -1,0 +1,3 @@
+module portcullis.invalid/guest
+
+go 1.26
