@@ -1,18 +1,13 @@
 //! One scenario, three hosts; attacks; the demo.
 //!
-//! The library holds what the tests stand on: processes that end with the test ([`process`]), a client that sends what no
-//! well-behaved client would ([`client`]), an upstream that records and follows a script ([`upstream`]), policies
-//! ([`policy`]), running hosts ([`server`]), a guest that makes the calls it is told to ([`calls`]) and the runner for
-//! scenarios over sockets ([`runner`]).
+//! The tests stand on `portcullis-e2e`, which is here under its own names: processes that end with the test ([`process`]), a
+//! client that sends what no well-behaved client would ([`client`]), an upstream that records and follows a script
+//! ([`upstream`]), policies ([`policy`]), running hosts ([`server`]) and the runner for scenarios over sockets ([`Sockets`]).
+//! Beside them a guest that makes the calls it is told to ([`calls`]).
 
 pub mod calls;
-pub mod client;
 pub mod connection;
 pub mod differential;
-mod grpc;
 pub mod places;
-pub mod policy;
-pub mod process;
-pub mod runner;
-pub mod server;
-pub mod upstream;
+
+pub use portcullis_e2e::{Sockets, client, policy, process, server, upstream};

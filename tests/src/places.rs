@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The Envoy release that filters are tested against.
-pub const ENVOY_VERSION: &str = "1.40.0";
+pub use portcullis_e2e::ENVOY_VERSION;
+use portcullis_e2e::Programs;
 
 /// The workspace's root folder.
 pub fn workspace() -> PathBuf {
@@ -16,14 +16,12 @@ pub fn workspace() -> PathBuf {
 
 /// The real Envoy.
 pub fn envoy() -> Result<PathBuf, String> {
-    let folder = workspace().join(".portcullis/tools").join(format!("envoy-{ENVOY_VERSION}"));
-    let places = [folder.join("envoy"), folder.join("bin/envoy"), folder.clone()];
-    find("Envoy", "PORTCULLIS_ENVOY", &places, "cargo xtask setup")
+    Programs::find().envoy()
 }
 
 /// The built `portcullis`.
 pub fn portcullis() -> Result<PathBuf, String> {
-    find("`portcullis`", "PORTCULLIS_BIN", &[target().join("debug/portcullis")], "cargo build -p portcullis")
+    Programs::find().portcullis()
 }
 
 /// The module of a filter.
@@ -44,21 +42,4 @@ fn target() -> PathBuf {
         Some(target) => workspace().join(target),
         None => workspace().join("target"),
     }
-}
-
-fn find(what: &str, variable: &str, places: &[PathBuf], remedy: &str) -> Result<PathBuf, String> {
-    if let Some(named) = std::env::var_os(variable).map(PathBuf::from) {
-        if named.is_file() {
-            return Ok(named);
-        }
-        return Err(format!(
-            "{what} is missing: `{variable}` names `{}`, which is not a file\n  hint: run `{remedy}`, or correct the variable",
-            named.display()
-        ));
-    }
-    if let Some(place) = places.iter().find(|place| place.is_file()) {
-        return Ok(place.clone());
-    }
-    let tried = places.first().map(|place| place.display().to_string()).unwrap_or_default();
-    Err(format!("{what} is missing: there is no `{tried}`\n  hint: run `{remedy}`"))
 }

@@ -1,12 +1,13 @@
 //! Every scenario of every filter, and of the guests made for tests, on every host it names: `envoy::jwt-auth::token without a signature is rejected`.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use portcullis_harness::{Guest, HostKind, Scenario, find_scenarios, run_scenario};
+use portcullis_e2e::{Programs, Sockets};
+use portcullis_harness::{Guest, HostKind, Runner as _, Scenario, find_scenarios, judge, run_scenario};
 use portcullis_tests::places;
-use portcullis_tests::runner::Group;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -24,7 +25,6 @@ fn trials() -> Vec<Trial> {
         }
     }
     let mut trials = Vec::new();
-    let mut guests = Guests::default();
     let mut groups: Vec<(GroupKey, Arc<Group>)> = Vec::new();
     for file in files {
         let shown = file.strip_prefix(places::workspace()).unwrap_or(&file).display().to_string();
@@ -32,7 +32,7 @@ fn trials() -> Vec<Trial> {
             Ok(scenario) => {
                 let scenario = Arc::new(scenario);
                 for host in &scenario.hosts {
-                    trials.push(trial(*host, &scenario, &mut guests, &mut groups));
+                    trials.push(trial(*host, &scenario, &mut groups));
                 }
             }
             Err(error) => {
@@ -51,15 +51,10 @@ struct GroupKey {
     filter: String,
     configuration: Vec<u8>,
     /// Set where the scenario must not share.
-    own: Option<std::path::PathBuf>,
+    own: Option<PathBuf>,
 }
 
-fn trial(
-    host: HostKind,
-    scenario: &Arc<Scenario>,
-    guests: &mut Guests,
-    groups: &mut Vec<(GroupKey, Arc<Group>)>,
-) -> Trial {
+fn trial(host: HostKind, scenario: &Arc<Scenario>, groups: &mut Vec<(GroupKey, Arc<Group>)>) -> Trial {
     let name = format!("{}::{}::{}", host.name(), scenario.filter, scenario.name);
     let wasm = match scenario.wasm.clone().map_or_else(|| places::filter(&scenario.filter), Ok) {
         Ok(wasm) => wasm,
@@ -67,10 +62,9 @@ fn trial(
     };
     let scenario = Arc::clone(scenario);
     if host == HostKind::Harness {
-        let guest = guests.get(&wasm);
         return Trial::test(name, move || {
-            let guest = guest.get_or_init(|| Guest::load(&wasm).map_err(|error| error.to_string())).as_ref()?;
-            run_scenario(&scenario, guest, &mut Vec::new()).map_err(Failed::from)
+            let guest = Guest::load(&wasm).map_err(|error| error.to_string())?;
+            run_scenario(&scenario, &guest).map_err(Failed::from)
         });
     }
     let alone = scenario.fresh || scenario.refused.is_some();
@@ -83,7 +77,7 @@ fn trial(
     let group = match groups.iter().find(|(present, _)| *present == key) {
         Some((_, group)) => Arc::clone(group),
         None => {
-            let group = Arc::new(Group::new(host, &scenario, wasm));
+            let group = Arc::new(Group::new(host, &wasm));
             groups.push((key, Arc::clone(&group)));
             group
         }
@@ -92,14 +86,36 @@ fn trial(
     Trial::test(name, move || group.run(&scenario).map_err(Failed::from))
 }
 
-type SharedGuest = Arc<std::sync::OnceLock<Result<Guest, String>>>;
+/// Scenarios that share a process, which starts with the first and ends with the last of them.
+struct Group {
+    wasm: PathBuf,
+    state: Mutex<State>,
+}
 
-/// Modules by file, each compiled once, by the first test that needs it.
-#[derive(Default)]
-struct Guests(std::collections::BTreeMap<std::path::PathBuf, SharedGuest>);
+struct State {
+    sockets: Sockets,
+    left: usize,
+}
 
-impl Guests {
-    fn get(&mut self, wasm: &std::path::Path) -> SharedGuest {
-        Arc::clone(self.0.entry(wasm.to_owned()).or_default())
+impl Group {
+    fn new(host: HostKind, wasm: &Path) -> Group {
+        let sockets = Sockets::new(host, Programs::find());
+        Group { wasm: wasm.to_owned(), state: Mutex::new(State { sockets, left: 0 }) }
+    }
+
+    /// Announces one more scenario, so that the process ends after the last.
+    fn expect_one_more(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).left += 1;
+    }
+
+    /// Runs one of the announced scenarios.
+    fn run(&self, scenario: &Scenario) -> Result<(), String> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = state.sockets.run(scenario, &self.wasm).and_then(|ran| judge(scenario, &ran));
+        state.left = state.left.saturating_sub(1);
+        if state.left == 0 {
+            state.sockets.stop();
+        }
+        outcome
     }
 }

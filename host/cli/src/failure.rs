@@ -14,12 +14,14 @@ pub(crate) enum Failure {
     Running(String),
     /// Everything was said already.
     Reported,
+    /// The same, of what is the user's to put right before anything can be started.
+    ReportedConfiguration,
 }
 
 impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Configuration(_) => ExitCode::from(2),
+            Failure::Configuration(_) | Failure::ReportedConfiguration => ExitCode::from(2),
             Failure::Running(_) | Failure::Reported => ExitCode::from(1),
         }
     }
@@ -38,7 +40,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Failure::Configuration(message) | Failure::Running(message) => f.write_str(message.trim_end()),
-            Failure::Reported => Ok(()),
+            Failure::Reported | Failure::ReportedConfiguration => Ok(()),
         }
     }
 }

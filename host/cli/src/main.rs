@@ -8,10 +8,13 @@ mod code_cache;
 mod doctor;
 mod envoy_config;
 mod failure;
+mod image;
 mod logging;
 mod operators;
+mod package;
 mod serve;
 mod test;
+mod trace;
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -40,8 +43,16 @@ enum Command {
     Serve(serve::Arguments),
     /// Check a policy: its file, all that it names, and whether every filter accepts its configuration.
     Check(check::Arguments),
-    /// Run scenario files against filters, on the simulated host.
+    /// Run scenario files against filters: on a simulated host, on this program's own `serve`, or on a real Envoy.
+    ///
+    /// Exits with 0 if at least one scenario ran and none failed, with 1 if one failed, and with 2 if none could be run.
     Test(test::Arguments),
+    /// Show a request's way through a filter: every callback, every call of the filter's to the host, and what came of it.
+    Trace(trace::Arguments),
+    /// Make an OCI image of a module, for a registry that Istio or Envoy Gateway pull from. Prints the image's digest.
+    ///
+    /// The same module gives the same digest, wherever and whenever the image is made.
+    Package(package::Arguments),
     /// Print the Envoy configuration that enforces the same policy.
     EnvoyConfig(envoy_config::Arguments),
     /// Write, run and look after operators: API handlers in TypeScript or JavaScript, each in a locked process of its own.
@@ -92,6 +103,8 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
         Command::EnvoyConfig(arguments) => envoy_config::run(&arguments),
         Command::Operators(command) => operators::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),

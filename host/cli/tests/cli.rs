@@ -267,14 +267,6 @@ fn renders_for_envoy() {
 }
 
 #[test]
-fn tests_without_a_scenario_fail() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = run(&["test", &folder.path().display().to_string()]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stdout).contains("0 passed, 1 failed"), "{}", text(&output.stdout));
-}
-
-#[test]
 fn completes_shells() {
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completions", shell]);

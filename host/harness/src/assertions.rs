@@ -46,7 +46,7 @@ impl Observed {
         self.assert(&Expectation {
             response: Some(ResponseExpectation::default()),
             origin: Origin::Upstream,
-            upstream: Some(UpstreamExpectation::Request(RequestExpectation::default())),
+            upstream: Some(UpstreamExpectation::Request(Box::default())),
             ..Expectation::default()
         })
     }
@@ -86,7 +86,10 @@ impl Observed {
 
     #[track_caller]
     fn assert_upstream(&self, request: RequestExpectation) -> &Observed {
-        self.assert(&Expectation { upstream: Some(UpstreamExpectation::Request(request)), ..Expectation::default() })
+        self.assert(&Expectation {
+            upstream: Some(UpstreamExpectation::Request(Box::new(request))),
+            ..Expectation::default()
+        })
     }
 
     /// Fails unless the client got this field with exactly this value, once.

@@ -1,9 +1,11 @@
 //! Bytes as a scenario writes them: text, base64, something repeated, JSON, or what a file holds.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -26,15 +28,46 @@ pub(crate) enum Content {
 /// More than this from one `repeat` is a slip of the pen.
 const REPEATED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Form {
+    /// These bytes.
     base64: Option<String>,
+    /// This text, `times` over.
     repeat: Option<String>,
+    /// How often `repeat` is repeated.
     times: Option<usize>,
+    /// The JSON text of this value.
     json: Option<Value>,
+    /// What this file holds; the path is relative to the scenario.
     file: Option<String>,
+    /// The public halves of a JWK Set with private keys, as a JWK Set.
     public_keys_of: Option<String>,
+}
+
+impl JsonSchema for Content {
+    fn schema_name() -> Cow<'static, str> {
+        "Content".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let form = generator.subschema_for::<Form>();
+        json_schema!({ "description": "Bytes: text in quotes, or a map that makes them.", "anyOf": [{ "type": "string" }, form] })
+    }
+}
+
+impl JsonSchema for Line {
+    fn schema_name() -> Cow<'static, str> {
+        "Line".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let content = generator.subschema_for::<Content>();
+        json_schema!({
+            "description": "A field line: `[name, value]`.",
+            "type": "array", "prefixItems": [{ "type": "string" }, content], "minItems": 2, "maxItems": 2,
+        })
+    }
 }
 
 impl Form {
@@ -91,6 +124,14 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 impl Content {
+    /// The file that it names.
+    pub(crate) fn file(&self) -> Option<&str> {
+        match self {
+            Content::File(name) | Content::PublicKeysOf(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// The bytes. `file` is the scenario, and `path` the place in it, for errors and for relative paths.
     pub(crate) fn resolve(&self, values: &Values, file: &Path, path: &str) -> Result<Vec<u8>, FileError> {
         let expand_at =
@@ -114,6 +155,16 @@ impl Content {
                 Ok(json!({ "keys": keys }).to_string().into_bytes())
             }
         }
+    }
+}
+
+/// Bytes as a scenario writes them: text where they are text, else base64.
+pub(crate) fn written(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) => {
+            Value::from(text.replace("${", "$${"))
+        }
+        _ => json!({ "base64": STANDARD.encode(bytes) }),
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 
 use serde_json::Value;
 
+use crate::content::written;
 use crate::message::{FieldLines, Observed, ObservedRequest, ObservedResponse};
 use crate::trace::{Secrets, shown_value};
 
@@ -79,7 +80,7 @@ pub enum UpstreamExpectation {
     /// Nothing.
     NotCalled,
     /// Exactly one request.
-    Request(RequestExpectation),
+    Request(Box<RequestExpectation>),
 }
 
 /// What a request must be when it reaches the upstream.
@@ -99,6 +100,8 @@ pub struct RequestExpectation {
     pub body: Option<Vec<u8>>,
     /// Members that the body must have, as JSON; objects may have more.
     pub json: Option<Value>,
+    /// Messages of a gRPC call or stream.
+    pub grpc_messages: Option<Vec<Vec<u8>>>,
     /// Trailer fields that must be there.
     pub trailers: BTreeMap<String, FieldExpectation>,
 }
@@ -129,6 +132,15 @@ impl Expectation {
             && self.queues.is_empty()
     }
 
+    /// Whether it says something of a request or a response.
+    pub(crate) fn concerns_messages(&self) -> bool {
+        self.response.is_some()
+            || self.closed
+            || self.upstream.is_some()
+            || self.details.is_some()
+            || !self.properties.is_empty()
+    }
+
     /// Every way in which `observed` is not what is expected.
     pub fn compare(&self, observed: &Observed) -> Vec<Mismatch> {
         let mut found = Mismatches::default();
@@ -138,17 +150,21 @@ impl Expectation {
                 found.response(response_name, expected, response);
                 match (self.origin, observed.local) {
                     (Origin::Local, Some(false)) => {
-                        found.add(response_name, "an answer made by the filter", "the upstream's answer");
+                        found.add(&[response_name], "an answer made by the filter", "the upstream's answer", None);
                     }
                     (Origin::Upstream, Some(true)) => {
-                        found.add(response_name, "the upstream's answer", "an answer made by the filter or the host");
+                        let got = "an answer made by the filter or the host";
+                        found.add(&[response_name], "the upstream's answer", got, None);
                     }
                     _ => {}
                 }
             }
-            (Some(_), None) => found.add(response_name, "a response", "the connection was closed without one"),
+            (Some(_), None) => {
+                found.add(&[response_name], "a response", "the connection was closed without one", None);
+            }
             (None, Some(response)) if self.closed => {
-                found.add("closed", "a connection closed without a response", &format!("status {}", response.status));
+                let got = format!("status {}", response.status);
+                found.add(&["closed"], "a connection closed without a response", &got, None);
             }
             _ => {}
         }
@@ -158,39 +174,38 @@ impl Expectation {
         match (&self.upstream, observed.upstream.as_slice()) {
             (_, []) if not_called => {}
             (_, [request, ..]) if not_called => {
-                found.add("upstream", "not called", &format!("called with `{} {}`", request.method, request.path));
+                let got = format!("called with `{} {}`", request.method, request.path);
+                found.add(&["upstream"], "not called", &got, None);
             }
-            (Some(UpstreamExpectation::Request(expected)), [request]) => found.request("upstream", expected, request),
+            (Some(UpstreamExpectation::Request(expected)), [request]) => {
+                found.request(&["upstream"], expected, request);
+            }
             (Some(UpstreamExpectation::Request(_)), requests) => {
-                found.add(
-                    "upstream",
-                    "called once",
-                    &match requests.len() {
-                        0 => "not called".to_owned(),
-                        times => format!("called {times} times"),
-                    },
-                );
+                let got = match requests.len() {
+                    0 => "not called".to_owned(),
+                    times => format!("called {times} times"),
+                };
+                found.add(&["upstream"], "called once", &got, None);
             }
             _ => {}
         }
         for (name, expected) in &self.counters {
             let got = observed.counters.get(name).copied().unwrap_or_default();
             if got != *expected {
-                found.add(&format!("counters.{name}"), &format!("{expected:+}"), &format!("{got:+}"));
+                found.add(&["counters", name], &format!("{expected:+}"), &format!("{got:+}"), Some(got.into()));
             }
         }
         for (upstream, expected) in &self.callouts {
             let made = observed.callouts.get(upstream).map(Vec::as_slice).unwrap_or_default();
-            let path = format!("callouts.{upstream}");
             let count = match expected {
                 CalloutsExpectation::Count(count) => *count,
                 CalloutsExpectation::Requests(requests) => requests.len(),
             };
             if made.len() != count {
-                found.add(&path, &calls(count), &calls(made.len()));
+                found.add(&["callouts", upstream], &calls(count), &calls(made.len()), Some(made.len().into()));
             } else if let CalloutsExpectation::Requests(requests) = expected {
                 for (index, (expected, request)) in requests.iter().zip(made).enumerate() {
-                    found.request(&format!("{path}[{index}]"), expected, request);
+                    found.request(&["callouts", upstream, &index.to_string()], expected, request);
                 }
             }
         }
@@ -202,14 +217,15 @@ impl Expectation {
     fn compare_surroundings(&self, observed: &Observed, found: &mut Mismatches) {
         for text in &self.log {
             if !observed.log.iter().any(|line| line.message.contains(text)) {
-                found.add("log", &format!("a line that contains {}", quoted(text.as_bytes())), "none");
+                found.add(&["log"], &format!("a line that contains {}", quoted(text.as_bytes())), "none", None);
             }
         }
         if let Some(expected) = &self.details
             && observed.details.as_ref() != Some(expected)
         {
-            let got = observed.details.as_deref().map_or("(absent)".to_owned(), |details| quoted(details.as_bytes()));
-            found.add("details", &quoted(expected.as_bytes()), &got);
+            let got = observed.details.as_deref();
+            let shown = got.map_or_else(|| "(absent)".to_owned(), |details| quoted(details.as_bytes()));
+            found.add(&["details"], &quoted(expected.as_bytes()), &shown, got.map(|got| written(got.as_bytes())));
         }
         found.values("properties", &self.properties, &observed.properties);
         found.values("shared_data", &self.shared_data, &observed.shared_data);
@@ -220,8 +236,9 @@ impl Expectation {
                     let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
                     format!("[{}]", items.join(", "))
                 };
+                let new = got.map(|items| items.iter().map(|item| written(item)).collect());
                 let got = got.map_or_else(|| "no queue of that name".to_owned(), shown);
-                found.add(&format!("queues.{name}"), &shown(expected), &got);
+                found.add(&["queues", name], &shown(expected), &got, new);
             }
         }
     }
@@ -232,23 +249,26 @@ fn calls(count: usize) -> String {
 }
 
 /// One way in which an outcome is not what is expected.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mismatch {
-    /// Where, in the words of the scenario file: `local_response.status`.
-    pub path: String,
+    /// Where, as keys of the expectation in a scenario file: `local_response`, `status`.
+    pub at: Vec<String>,
     /// What was expected.
     pub expected: String,
     /// What was seen.
     pub observed: String,
+    /// What was seen as a scenario writes it, where it could stand in the place of what was expected.
+    pub written: Option<Value>,
 }
 
 /// One line if it is short, three if it is not.
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.len() + self.expected.len() + self.observed.len() < 70 {
-            write!(f, "{}: expected {}, got {}", self.path, self.expected, self.observed)
+        let path = self.at.join(".");
+        if path.len() + self.expected.len() + self.observed.len() < 70 {
+            write!(f, "{path}: expected {}, got {}", self.expected, self.observed)
         } else {
-            write!(f, "{}:\n  expected  {}\n  got       {}", self.path, self.expected, self.observed)
+            write!(f, "{path}:\n  expected  {}\n  got       {}", self.expected, self.observed)
         }
     }
 }
@@ -256,26 +276,33 @@ impl fmt::Display for Mismatch {
 #[derive(Default)]
 struct Mismatches(Vec<Mismatch>);
 
+/// The place of something inside another.
+fn inside<'a>(at: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    at.iter().chain(more).copied().collect()
+}
+
 impl Mismatches {
-    fn add(&mut self, path: &str, expected: &str, observed: &str) {
-        self.0.push(Mismatch { path: path.to_owned(), expected: expected.to_owned(), observed: observed.to_owned() });
+    fn add(&mut self, at: &[&str], expected: &str, observed: &str, written: Option<Value>) {
+        let at = at.iter().map(|segment| (*segment).to_owned()).collect();
+        self.0.push(Mismatch { at, expected: expected.to_owned(), observed: observed.to_owned(), written });
     }
 
-    fn response(&mut self, path: &str, expected: &ResponseExpectation, response: &ObservedResponse) {
+    fn response(&mut self, name: &str, expected: &ResponseExpectation, response: &ObservedResponse) {
         if let Some(status) = expected.status
             && status != response.status
         {
-            self.add(&format!("{path}.status"), &status.to_string(), &response.status.to_string());
+            let got = response.status;
+            self.add(&[name, "status"], &status.to_string(), &got.to_string(), Some(got.into()));
         }
-        self.fields(path, &expected.fields, &expected.absent_fields, &response.fields);
-        self.body(path, expected.body.as_deref(), expected.json.as_ref(), &response.body);
-        self.lines(&format!("{path}.trailers"), &expected.trailers, &response.trailers);
+        self.fields(&[name], &expected.fields, &expected.absent_fields, &response.fields);
+        self.body(&[name], expected.body.as_deref(), expected.json.as_ref(), &response.body);
+        self.lines(&[name, "trailers"], &expected.trailers, &response.trailers);
         if !response.complete {
-            self.add(path, "a complete response", "one that was cut off");
+            self.add(&[name], "a complete response", "one that was cut off", None);
         }
     }
 
-    fn request(&mut self, at: &str, expected: &RequestExpectation, request: &ObservedRequest) {
+    fn request(&mut self, at: &[&str], expected: &RequestExpectation, request: &ObservedRequest) {
         let parts = [
             ("method", &expected.method, &request.method),
             ("path", &expected.path, &request.path),
@@ -285,14 +312,23 @@ impl Mismatches {
             if let Some(expected) = expected
                 && expected != got
             {
-                self.add(&format!("{at}.{name}"), &quoted(expected.as_bytes()), &quoted(got.as_bytes()));
+                let (wanted, got) = (expected.as_bytes(), got.as_bytes());
+                self.add(&inside(at, &[name]), &quoted(wanted), &quoted(got), Some(written(got)));
             }
         }
         self.fields(at, &expected.fields, &expected.absent_fields, &request.fields);
         self.body(at, expected.body.as_deref(), expected.json.as_ref(), &request.body);
-        self.lines(&format!("{at}.trailers"), &expected.trailers, &request.trailers);
+        if let Some(expected) = &expected.grpc_messages {
+            let got = request.grpc_messages();
+            if got != *expected {
+                let shown = |messages: &[Vec<u8>]| all_quoted(messages.iter().map(Vec::as_slice));
+                let new = got.iter().map(|message| written(message)).collect();
+                self.add(&inside(at, &["grpc_messages"]), &shown(expected), &shown(&got), Some(new));
+            }
+        }
+        self.lines(&inside(at, &["trailers"]), &expected.trailers, &request.trailers);
         if !request.complete {
-            self.add(at, "a complete request", "one that was cut off");
+            self.add(at, "a complete request", "one that was cut off", None);
         }
     }
 
@@ -307,28 +343,30 @@ impl Mismatches {
         for (name, expected) in expected {
             let got = observed.get(name);
             if got != expected.as_ref() {
-                self.add(&format!("{path}.{name}"), &shown(expected.as_ref()), &shown(got));
+                let new = got.map_or(Value::Null, |value| written(value));
+                self.add(&[path, name], &shown(expected.as_ref()), &shown(got), Some(new));
             }
         }
     }
 
     fn fields(
         &mut self,
-        path: &str,
+        at: &[&str],
         expected: &BTreeMap<String, FieldExpectation>,
         absent: &[String],
         fields: &FieldLines,
     ) {
-        self.lines(&format!("{path}.fields"), expected, fields);
+        self.lines(&inside(at, &["fields"]), expected, fields);
         for name in absent {
             let lines: Vec<&[u8]> = fields.get_all(name).collect();
             if !lines.is_empty() {
-                self.add(&format!("{path}.absent_fields"), &format!("no `{name}`"), &all_quoted(lines.into_iter()));
+                let got = all_quoted(lines.into_iter());
+                self.add(&inside(at, &["absent_fields"]), &format!("no `{name}`"), &got, None);
             }
         }
     }
 
-    fn lines(&mut self, path: &str, expected: &BTreeMap<String, FieldExpectation>, fields: &FieldLines) {
+    fn lines(&mut self, at: &[&str], expected: &BTreeMap<String, FieldExpectation>, fields: &FieldLines) {
         for (name, expectation) in expected {
             let lines: Vec<&[u8]> = fields.get_all(name).collect();
             let (holds, wanted) = match expectation {
@@ -346,40 +384,50 @@ impl Mismatches {
                 ),
             };
             if !holds {
-                self.add(&format!("{path}.{name}"), &wanted, &all_quoted(lines.into_iter()));
+                // A field that is not there cannot be expected; it has to be named among those that are absent.
+                let new = (!lines.is_empty()).then(|| written_lines(&lines));
+                self.add(&inside(at, &[name]), &wanted, &all_quoted(lines.into_iter()), new);
             }
         }
     }
 
-    fn body(&mut self, path: &str, expected: Option<&[u8]>, json: Option<&Value>, body: &[u8]) {
+    fn body(&mut self, at: &[&str], expected: Option<&[u8]>, json: Option<&Value>, body: &[u8]) {
         if let Some(expected) = expected
             && expected != body
         {
-            self.add(&format!("{path}.body"), &quoted(expected), &quoted(body));
+            self.add(&inside(at, &["body"]), &quoted(expected), &quoted(body), Some(written(body)));
         }
         if let Some(expected) = json {
             match serde_json::from_slice(body) {
-                Ok(value) => self.json(&format!("{path}.json"), expected, &value),
-                Err(_) => self.add(&format!("{path}.json"), "a JSON body", &quoted(body)),
+                Ok(value) => self.json(&inside(at, &["json"]), expected, &value),
+                Err(_) => self.add(&inside(at, &["json"]), "a JSON body", &quoted(body), None),
             }
         }
     }
 
     /// Objects may have more members than expected; everything else is equal or it is not.
-    fn json(&mut self, path: &str, expected: &Value, value: &Value) {
+    fn json(&mut self, at: &[&str], expected: &Value, value: &Value) {
         match (expected, value) {
             (Value::Object(expected), Value::Object(members)) => {
                 for (name, expected) in expected {
-                    let path = format!("{path}.{name}");
+                    let at = inside(at, &[name]);
                     match members.get(name) {
-                        Some(value) => self.json(&path, expected, value),
-                        None => self.add(&path, &expected.to_string(), "(absent)"),
+                        Some(value) => self.json(&at, expected, value),
+                        None => self.add(&at, &expected.to_string(), "(absent)", None),
                     }
                 }
             }
             _ if expected == value => {}
-            _ => self.add(path, &expected.to_string(), &value.to_string()),
+            _ => self.add(at, &expected.to_string(), &value.to_string(), Some(value.clone())),
         }
+    }
+}
+
+/// The lines of one field as a scenario writes them.
+pub(crate) fn written_lines(lines: &[&[u8]]) -> Value {
+    match lines {
+        [line] => written(line),
+        lines => lines.iter().map(|line| written(line)).collect(),
     }
 }
 
@@ -613,7 +661,7 @@ mod tests {
             ..RequestExpectation::default()
         };
         let expectation =
-            Expectation { upstream: Some(UpstreamExpectation::Request(request)), ..Expectation::default() };
+            Expectation { upstream: Some(UpstreamExpectation::Request(Box::new(request))), ..Expectation::default() };
         check(
             &expectation,
             &passed(),

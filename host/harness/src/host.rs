@@ -19,7 +19,7 @@ use portcullis_abi::{
 use crate::connection::ConnectionState;
 use crate::filter::{FilterBuilder, Source};
 use crate::grpc::Exchange;
-use crate::message::{FieldLines, LogLine, ObservedRequest};
+use crate::message::{FieldLines, LogLine, Observed, ObservedRequest};
 use crate::plan::{Callout, CalloutAnswer, ResponsePlan};
 use crate::ring::Ring;
 use crate::stream::StreamState;
@@ -265,6 +265,20 @@ impl Host {
     }
 
     // ---- what came of it
+
+    /// What came of something that is no request, such as a tick: calls, counters, log, trace.
+    pub fn observe(&self, happen: impl FnOnce()) -> Observed {
+        let mark = self.inner.borrow().mark();
+        happen();
+        let since = self.inner.borrow().since(&mark);
+        Observed {
+            counters: since.counters,
+            callouts: since.callouts,
+            log: since.log,
+            trace: since.trace,
+            ..Observed::default()
+        }
+    }
 
     /// Everything that filters have measured.
     pub fn metrics(&self) -> BTreeMap<String, MetricValue> {

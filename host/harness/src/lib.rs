@@ -23,6 +23,7 @@
 mod assertions;
 mod connection;
 mod content;
+mod document;
 mod expectation;
 mod filter;
 mod grpc;
@@ -31,14 +32,18 @@ mod keys;
 mod message;
 mod module;
 mod plan;
+mod planner;
+mod report;
 mod ring;
 mod run;
 mod scenario;
+mod schema;
 mod split;
 mod stream;
 mod template;
 mod token;
 mod trace;
+mod update;
 mod yaml;
 
 pub use connection::{Connection, ObservedConnection};
@@ -57,12 +62,15 @@ pub use portcullis_abi::{
     AbiVersion, Capabilities, ClosedBy, Direction, FailurePolicy, Hold, Limits, LogLevel, MetricValue, Plugin,
     PluginHealth, PluginState, Protocol, StreamInfo, TlsInfo, TraceEvent, TraceValue,
 };
+pub use report::{Outcome, Report, Verdict};
 pub use run::{
-    Outcome, Report, RunOptions, Verdict, find_module, find_scenarios, judge, refused_as_expected, run, run_scenario,
+    Ran, RunOptions, Runner, Simulated, Told, files_of, find_module, find_scenarios, judge, run, run_scenario, simulate,
 };
 pub use scenario::{HostKind, Scenario, Step};
+pub use schema::json_schema;
 pub use split::{for_every_split, splits};
 pub use stream::{EndOfStream, Flow, RequestBuilder, Stream};
 pub use token::{Signature, TokenRecipe};
 pub use trace::{Secrets, Trace};
+pub use update::{UpdateError, updated};
 pub use yaml::FileError;

@@ -1,123 +1,111 @@
-//! `portcullis test`: finds scenario files, runs each on the simulated host, and reports.
+//! Finds scenario files, runs each on a host, and judges what came of it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::expectation::describe;
-use crate::filter::{Guest, HarnessError};
+use crate::filter::{Filter, Guest, HarnessError};
 use crate::host::{Host, NOW_DEFAULT};
 use crate::message::Observed;
 use crate::module::find_built;
-use crate::scenario::{HostKind, Scenario};
+use crate::report::{Outcome, Report, Verdict};
+use crate::scenario::{HostKind, Scenario, Step};
+use crate::split::splits;
+use crate::trace::{Secrets, Trace};
 
-/// How to run.
+/// What to run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
     /// The module for all scenarios, instead of the one each belongs to.
     pub wasm: Option<PathBuf>,
     /// Only scenarios whose name or file contains this.
     pub only: Option<String>,
+    /// Scenarios that do not say yet what they expect are run too, to have it written into them.
+    pub unfinished: bool,
 }
 
-/// What became of all scenarios.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// One entry per scenario file, in order.
-    pub outcomes: Vec<Outcome>,
-    /// Mistakes that kept the run from starting, such as a folder without scenarios.
-    pub errors: Vec<String>,
+/// Runs scenarios on one kind of host.
+pub trait Runner {
+    /// Which.
+    fn host(&self) -> HostKind;
+
+    /// Runs a scenario against a module. The error says why it could not be run.
+    fn run(&mut self, scenario: &Scenario, wasm: &Path) -> Result<Ran, String>;
 }
 
-/// What became of one scenario.
+/// What came of a scenario, before it is judged.
 #[derive(Debug)]
-pub struct Outcome {
-    /// Its file.
-    pub file: PathBuf,
-    /// The filter it belongs to.
-    pub filter: String,
-    /// Its name, or that of the file where it could not be read.
-    pub name: String,
+pub enum Ran {
+    /// The filter refused its configuration, with these words.
+    Refused(String),
+    /// It started, and its steps were run.
+    Steps {
+        /// Each step with what came of it; several outcomes where a body is split in every way.
+        steps: Vec<(Step, Vec<Observed>)>,
+        /// What the filter does that will disappoint its author in Envoy.
+        lints: Vec<String>,
+        /// What the host wrote, for the reader of a failure; may be empty.
+        log: String,
+        /// What passed between host and filter before the first step; where the host shows it.
+        start: Trace,
+    },
+}
+
+impl Ran {
+    /// The filter has accepted its configuration, and no more was asked.
+    pub fn accepted() -> Ran {
+        Ran::Steps { steps: Vec::new(), lints: Vec::new(), log: String::new(), start: Trace::default() }
+    }
+}
+
+/// What is told of a scenario once it was run.
+pub struct Told<'a> {
     /// What became of it.
-    pub verdict: Verdict,
-    /// What the filter does that will disappoint its author in Envoy.
-    pub lints: Vec<String>,
+    pub outcome: &'a Outcome,
+    /// The scenario and what came of it, if it could be read and run.
+    pub ran: Option<(&'a Scenario, &'a Ran)>,
 }
 
-/// What became of a scenario.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Everything was as expected.
-    Passed,
-    /// Something was not; the text says what.
-    Failed(String),
-    /// Its `hosts` do not name the harness.
-    Elsewhere,
+/// A scenario that was found, with what keeps it from running, if anything does.
+struct Found {
+    file: PathBuf,
+    loaded: Result<(Scenario, Result<PathBuf, String>), String>,
 }
 
-impl Report {
-    /// How many scenarios passed.
-    pub fn passed(&self) -> usize {
-        self.outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Passed).count()
-    }
-
-    /// How many failed, mistakes that kept the run from starting included.
-    pub fn failed(&self) -> usize {
-        let failed = self.outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Failed(_))).count();
-        failed + self.errors.len()
-    }
-
-    /// Whether at least one scenario ran and none failed.
-    pub fn is_success(&self) -> bool {
-        self.failed() == 0 && self.passed() > 0
-    }
-}
-
-/// One line per scenario, differences below those that failed, warnings, and the count at the end.
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.outcomes.iter().map(|outcome| outcome.filter.chars().count()).max().unwrap_or_default();
-        for outcome in &self.outcomes {
-            let (mark, text) = match &outcome.verdict {
-                Verdict::Passed => ("ok    ", None),
-                Verdict::Failed(text) => ("FAILED", Some(text)),
-                Verdict::Elsewhere => ("-     ", None),
-            };
-            write!(f, "{mark}  {:width$}  {}", outcome.filter, outcome.name)?;
-            if outcome.verdict == Verdict::Elsewhere {
-                write!(f, " (not for the harness)")?;
-            }
-            writeln!(f)?;
-            if let Some(text) = text {
-                writeln!(f, "        {}", outcome.file.display())?;
-                for line in text.lines() {
-                    writeln!(f, "        {line}")?;
-                }
-            }
-        }
-        let mut lints: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for outcome in &self.outcomes {
-            for lint in &outcome.lints {
-                let filters = lints.entry(lint).or_default();
-                if !filters.contains(&outcome.filter.as_str()) {
-                    filters.push(&outcome.filter);
-                }
-            }
-        }
-        for (lint, filters) in lints {
-            writeln!(f, "warning: {}: {lint}", filters.join(", "))?;
-        }
-        for error in &self.errors {
-            writeln!(f, "error: {error}")?;
-        }
-        writeln!(f, "\n{} passed, {} failed", self.passed(), self.failed())
-    }
-}
-
-/// Runs every scenario in `paths`: files, or folders that hold a `scenarios` folder somewhere below.
-pub fn run(paths: &[PathBuf], options: &RunOptions) -> Report {
+/// Runs every scenario in `paths`: files, or folders that hold a `scenarios` folder somewhere below. Outcomes are told as they
+/// come; scenarios that can share a host's process come one after the other.
+pub fn run(
+    paths: &[PathBuf],
+    options: &RunOptions,
+    runner: &mut dyn Runner,
+    told: &mut dyn FnMut(&Told<'_>),
+) -> Report {
     let mut report = Report::default();
-    let mut guests = Guests::default();
+    let mut found = find(paths, options, &mut report);
+    if found.is_empty() && report.errors.is_empty() {
+        let only = options.only.as_deref().unwrap_or_default();
+        report.errors.push(format!("no scenario's name or file contains `{only}`"));
+    }
+    // A stable sort: within a configuration the order is that of the files.
+    found.sort_by_cached_key(|found| match &found.loaded {
+        Ok((scenario, _)) => Some((scenario.filter.clone(), scenario.configuration.clone())),
+        Err(_) => None,
+    });
+    for found in found {
+        let began = Instant::now();
+        let (outcome, ran) = run_found(&found, runner, began);
+        let scenario = found.loaded.as_ref().ok().map(|(scenario, _)| scenario);
+        told(&Told { outcome: &outcome, ran: scenario.zip(ran.as_ref()) });
+        report.outcomes.push(outcome);
+    }
+    report.outcomes.sort_by(|a, b| a.file.cmp(&b.file));
+    report
+}
+
+fn find(paths: &[PathBuf], options: &RunOptions, report: &mut Report) -> Vec<Found> {
+    let wanted = |text: &str| options.only.as_ref().is_none_or(|only| text.contains(only.as_str()));
+    let mut all = Vec::new();
     for path in paths {
         let files = match find_scenarios(path) {
             Ok(files) => files,
@@ -127,81 +115,203 @@ pub fn run(paths: &[PathBuf], options: &RunOptions) -> Report {
             }
         };
         for file in files {
-            if let Some(outcome) = run_file(&file, options, &mut guests) {
-                report.outcomes.push(outcome);
+            let loaded = if options.unfinished { Scenario::load_unfinished(&file) } else { Scenario::load(&file) };
+            let named = loaded.as_ref().is_ok_and(|scenario| wanted(&scenario.name));
+            if !named && !wanted(&file.to_string_lossy()) {
+                continue;
             }
+            let loaded = loaded.map_err(|error| error.to_string()).map(|scenario| {
+                let module = options.wasm.clone().map_or_else(|| find_module(&scenario), Ok);
+                (scenario, module)
+            });
+            all.push(Found { file, loaded });
         }
     }
-    if report.outcomes.is_empty() && report.errors.is_empty() {
-        let only = options.only.as_deref().unwrap_or_default();
-        report.errors.push(format!("no scenario's name or file contains `{only}`"));
-    }
-    report
+    all
 }
 
-fn run_file(file: &Path, options: &RunOptions, guests: &mut Guests) -> Option<Outcome> {
-    let wanted = |text: &str| options.only.as_ref().is_none_or(|only| text.contains(only.as_str()));
-    let scenario = match Scenario::load(file) {
-        Ok(scenario) => scenario,
+fn run_found(found: &Found, runner: &mut dyn Runner, began: Instant) -> (Outcome, Option<Ran>) {
+    let mut outcome = Outcome {
+        file: found.file.clone(),
+        filter: String::new(),
+        name: found.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        host: runner.host(),
+        verdict: Verdict::Elsewhere,
+        lints: Vec::new(),
+        took: Duration::ZERO,
+    };
+    let (scenario, module) = match &found.loaded {
+        Ok(loaded) => loaded,
         Err(error) => {
-            return wanted(&file.to_string_lossy()).then(|| Outcome {
-                file: file.to_owned(),
-                filter: String::new(),
-                name: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                verdict: Verdict::Failed(error.to_string()),
-                lints: Vec::new(),
-            });
+            outcome.verdict = Verdict::Failed(error.clone());
+            return (outcome, None);
         }
     };
-    if !wanted(&scenario.name) && !wanted(&file.to_string_lossy()) {
-        return None;
+    outcome.filter.clone_from(&scenario.filter);
+    outcome.name.clone_from(&scenario.name);
+    if !scenario.hosts.contains(&runner.host()) {
+        return (outcome, None);
     }
-    let mut lints = Vec::new();
-    let verdict = if scenario.hosts.contains(&HostKind::Harness) {
-        match guests.get(&scenario, options.wasm.as_deref()) {
-            Ok(guest) => match run_scenario(&scenario, &guest, &mut lints) {
-                Ok(()) => Verdict::Passed,
-                Err(text) => Verdict::Failed(text),
-            },
-            Err(error) => Verdict::Failed(error),
-        }
-    } else {
-        Verdict::Elsewhere
+    let ran = module.clone().and_then(|module| runner.run(scenario, &module));
+    outcome.took = began.elapsed();
+    outcome.verdict = match ran.as_ref().map_err(Clone::clone).and_then(|ran| judge(scenario, ran)) {
+        Ok(()) => Verdict::Passed,
+        Err(text) => Verdict::Failed(text),
     };
-    Some(Outcome { file: file.to_owned(), filter: scenario.filter.clone(), name: scenario.name, verdict, lints })
+    let ran = ran.ok();
+    if let Some(Ran::Steps { lints, .. }) = &ran {
+        outcome.lints.clone_from(lints);
+    }
+    (outcome, ran)
+}
+
+/// The simulated host as a runner.
+#[derive(Debug, Default)]
+pub struct Simulated {
+    /// Whether failures show credentials.
+    pub secrets: Secrets,
+}
+
+impl Runner for Simulated {
+    fn host(&self) -> HostKind {
+        HostKind::Harness
+    }
+
+    fn run(&mut self, scenario: &Scenario, wasm: &Path) -> Result<Ran, String> {
+        let guest = Guest::load(wasm).map_err(|error| error.to_string())?;
+        simulate(scenario, &guest, self.secrets)
+    }
 }
 
 /// Runs one scenario on the simulated host; the error says every way in which it came out otherwise.
-pub fn run_scenario(scenario: &Scenario, guest: &Guest, lints: &mut Vec<String>) -> Result<(), String> {
+pub fn run_scenario(scenario: &Scenario, guest: &Guest) -> Result<(), String> {
+    judge(scenario, &simulate(scenario, guest, Secrets::Masked)?)
+}
+
+/// Runs one scenario on the simulated host.
+pub fn simulate(scenario: &Scenario, guest: &Guest, secrets: Secrets) -> Result<Ran, String> {
     let now = scenario.now.unwrap_or(NOW_DEFAULT);
     let steps = scenario.plan(now).map_err(|error| error.to_string())?;
-    let host = Host::new().at(now);
+    let mut host = Host::new().at(now);
+    if secrets == Secrets::Shown {
+        host = host.showing_secrets();
+    }
     for upstream in &scenario.callout_upstreams {
         host.upstream(upstream).answers([]);
     }
-    let filter = match (host.load(guest).configuration(scenario.configuration.clone()).start(), &scenario.refused) {
-        (Ok(filter), None) => filter,
-        (Ok(_), Some(_)) => return Err("the configuration was accepted, but must be refused".to_owned()),
-        (Err(HarnessError::Refused { message, .. }), Some(texts)) => return refused_as_expected(texts, &message),
-        (Err(error), _) => return Err(error.to_string()),
+    for (key, value) in scenario.shared_data(now).map_err(|error| error.to_string())? {
+        host.set_shared_data(&scenario.vm_id, key, value);
+    }
+    let filter = host
+        .load(guest)
+        .configuration(scenario.configuration.clone())
+        .root_id(&scenario.root_id)
+        .vm_id(&scenario.vm_id)
+        .workers(scenario.workers)
+        .start();
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(HarnessError::Refused { message, .. }) => return Ok(Ran::Refused(message)),
+        Err(error) => return Err(error.to_string()),
     };
-    let mut failures = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
+    let start = host.trace();
+    let mut ran = Vec::new();
+    for (index, step) in steps.into_iter().enumerate() {
+        let observed =
+            simulate_step(scenario, &filter, &step).map_err(|problem| format!("step {}: {problem}", index + 1))?;
+        ran.push((step, observed));
+    }
+    Ok(Ran::Steps { steps: ran, lints: host.lints(), log: String::new(), start })
+}
+
+fn simulate_step(scenario: &Scenario, filter: &Filter, step: &Step) -> Result<Vec<Observed>, String> {
+    let host = filter.host();
+    if step.worker >= scenario.workers {
+        return Err(format!("there is no worker {}, since `workers` is {}", step.worker, scenario.workers));
+    }
+    for (upstream, answers) in &step.callouts {
+        host.upstream(upstream).answers(answers.clone());
+    }
+    let mut problem = None;
+    let before = host.observe(|| {
         host.advance(step.advance);
-        for (upstream, answers) in &step.callouts {
-            host.upstream(upstream).answers(answers.clone());
+        for _ in 0..step.ticks {
+            if !host.tick() {
+                problem = Some("the filter has asked for no tick".to_owned());
+            }
         }
-        let observed = filter.exchange(&step.request, &step.upstream_response);
-        if let Some(failure) = judge(index, steps.len(), step, &observed) {
-            failures.push(failure);
+        for (queue, item) in &step.enqueue {
+            if host.queue(&scenario.vm_id, queue).is_none() {
+                problem = Some(format!("no filter has registered the queue `{queue}`"));
+            } else {
+                host.enqueue(&scenario.vm_id, queue, item);
+            }
+        }
+    });
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    let mut outcomes = match &step.request {
+        None => vec![before],
+        Some(request) => {
+            let body = request.body.concat();
+            let ways: Vec<Vec<Vec<u8>>> = if step.every_split {
+                splits(&body).map(|pieces| pieces.into_iter().map(<[u8]>::to_vec).collect()).collect()
+            } else {
+                vec![request.body.clone()]
+            };
+            let send = |body| {
+                let mut builder = filter.on_worker(step.worker).plan(crate::RequestPlan { body, ..request.clone() });
+                for (path, value) in &step.properties {
+                    builder = builder.property(&path.split('.').collect::<Vec<_>>(), value);
+                }
+                builder.upstream_response(step.upstream_response.clone()).send()
+            };
+            ways.into_iter().map(send).collect()
+        }
+    };
+    for observed in &mut outcomes {
+        for key in step.expect.shared_data.keys() {
+            if let Some(value) = host.shared_data(&scenario.vm_id, key) {
+                observed.shared_data.insert(key.clone(), value);
+            }
+        }
+        for queue in step.expect.queues.keys() {
+            if let Some(items) = host.queue(&scenario.vm_id, queue) {
+                observed.queues.insert(queue.clone(), items);
+            }
         }
     }
-    lints.extend(host.lints());
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+    Ok(outcomes)
+}
+
+/// Whether a scenario came out as it expects; the error says every way in which it did not.
+pub fn judge(scenario: &Scenario, ran: &Ran) -> Result<(), String> {
+    let (steps, log) = match (ran, &scenario.refused) {
+        (Ran::Refused(message), Some(texts)) => return refused_as_expected(texts, message),
+        (Ran::Refused(message), None) => return Err(message.clone()),
+        (Ran::Steps { .. }, Some(_)) => {
+            return Err("the configuration was accepted, but must be refused".to_owned());
+        }
+        (Ran::Steps { steps, log, .. }, None) => (steps, log),
+    };
+    let mut failures = Vec::new();
+    for (index, (step, outcomes)) in steps.iter().enumerate() {
+        // One way of splitting a body that fails is enough to read about.
+        let failed = outcomes.iter().find_map(|observed| judge_step(index, steps.len(), step, observed));
+        failures.extend(failed);
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    if !log.is_empty() {
+        failures.push(format!("log of the process:\n{log}"));
+    }
+    Err(failures.join("\n"))
 }
 
 /// Compares one step's outcome with what the scenario expects; the text is what a reader of a failed test needs.
-pub fn judge(index: usize, of: usize, step: &crate::scenario::Step, observed: &Observed) -> Option<String> {
+fn judge_step(index: usize, of: usize, step: &Step, observed: &Observed) -> Option<String> {
     let mismatches = step.expect.compare(observed);
     if mismatches.is_empty() {
         return None;
@@ -225,7 +335,7 @@ pub fn judge(index: usize, of: usize, step: &crate::scenario::Step, observed: &O
 }
 
 /// Whether a refusal says all that it must.
-pub fn refused_as_expected(texts: &[String], message: &str) -> Result<(), String> {
+fn refused_as_expected(texts: &[String], message: &str) -> Result<(), String> {
     let missing: Vec<String> =
         texts.iter().filter(|text| !message.contains(*text)).map(|text| format!("`{text}`")).collect();
     if missing.is_empty() {
@@ -272,26 +382,7 @@ fn collect(folder: &Path, inside: bool, files: &mut Vec<PathBuf>) -> std::io::Re
     Ok(())
 }
 
-/// Modules that were compiled already, by file.
-#[derive(Default)]
-struct Guests(BTreeMap<PathBuf, Guest>);
-
-impl Guests {
-    fn get(&mut self, scenario: &Scenario, wasm: Option<&Path>) -> Result<Guest, String> {
-        let file = match wasm {
-            Some(file) => file.to_owned(),
-            None => find_module(scenario)?,
-        };
-        if let Some(guest) = self.0.get(&file) {
-            return Ok(guest.clone());
-        }
-        let guest = Guest::load(&file).map_err(|error| error.to_string())?;
-        self.0.insert(file, guest.clone());
-        Ok(guest)
-    }
-}
-
-/// The module that a scenario belongs to: the one it names, or `target/filters/NAME.wasm` of the workspace it lies in.
+/// The module that a scenario belongs to: the one it names, or the newest that was built for the filter it lies with.
 pub fn find_module(scenario: &Scenario) -> Result<PathBuf, String> {
     if let Some(wasm) = &scenario.wasm {
         return Ok(wasm.clone());
@@ -303,4 +394,19 @@ pub fn find_module(scenario: &Scenario) -> Result<PathBuf, String> {
             scenario.file.display()
         )
     })
+}
+
+/// Every file that a run of these scenarios depends on: the scenarios, what they name, and the modules.
+pub fn files_of(paths: &[PathBuf], options: &RunOptions) -> Vec<PathBuf> {
+    let mut files = BTreeMap::new();
+    for path in paths {
+        for file in find_scenarios(path).unwrap_or_default() {
+            if let Ok(scenario) = Scenario::load_unfinished(&file) {
+                let module = options.wasm.clone().map_or_else(|| find_module(&scenario), Ok);
+                files.extend(module.into_iter().chain(scenario.files()).map(|file| (file, ())));
+            }
+            files.insert(file, ());
+        }
+    }
+    files.into_keys().collect()
 }

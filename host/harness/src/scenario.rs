@@ -8,28 +8,24 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
-use crate::content::{Content, Line, is_token};
-use crate::expectation::{
-    CalloutsExpectation, Expectation, FieldExpectation, Origin, RequestExpectation, ResponseExpectation,
-    UpstreamExpectation,
-};
-use crate::grpc::{GrpcPlan, Replies};
-use crate::message::FieldLines;
-use crate::plan::{AUTHORITY_DEFAULT, Callout, CalloutAnswer, RequestPlan, ResponsePlan};
-use crate::template::{Values, expand};
-use crate::token::{TokenRecipe, mint};
-use crate::yaml::{FileError, nearest, read, reason};
+use crate::content::Content;
+use crate::document::{Document, ExpectDocument, RequestDocument};
+use crate::expectation::Expectation;
+use crate::plan::{Callout, RequestPlan, ResponsePlan};
+use crate::planner::Planner;
+use crate::template::Values;
+use crate::token::mint;
+use crate::yaml::{FileError, read, reason};
 
 /// Where a scenario runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Host")]
 pub enum HostKind {
-    /// The simulated host, in this process.
+    /// The simulated host, without sockets.
     Harness,
     /// `portcullis serve`, over sockets.
     #[serde(rename = "host")]
@@ -65,10 +61,16 @@ pub struct Scenario {
     pub wasm: Option<PathBuf>,
     /// The plugin configuration, byte for byte.
     pub configuration: Vec<u8>,
+    /// Selects the root context inside a module that has several.
+    pub root_id: String,
+    /// Whose shared data and queues the filter shares.
+    pub vm_id: String,
     /// Where it runs.
     pub hosts: Vec<HostKind>,
     /// The scripted time at which it starts, in seconds since 1970. Only the harness can set its clock.
     pub now: Option<u64>,
+    /// How many workers run the filter. Only the harness lets scenarios choose.
+    pub workers: usize,
     /// The configuration must be refused, and the log must hold each of these texts. Such a scenario has no steps.
     pub refused: Option<Vec<String>>,
     /// What the filter remembers from other scenarios must not matter: it gets an instance of its own on every host.
@@ -80,321 +82,52 @@ pub struct Scenario {
     document: Document,
 }
 
-/// One request with everything around it, in bytes.
-#[derive(Debug, Clone)]
+/// One request with everything around it, in bytes; or something else that happens.
+#[derive(Debug, Clone, Default)]
 pub struct Step {
     /// What this step shows, if it says so.
     pub name: Option<String>,
-    /// How far the clock moves before the request. Only the harness can move its clock.
-    pub advance: Duration,
     /// New answers for callouts, by upstream; they replace those of earlier steps.
     pub callouts: BTreeMap<String, Vec<Callout>>,
-    /// The request.
-    pub request: RequestPlan,
+    /// How far the clock moves before the request. Only the harness can move its clock.
+    pub advance: Duration,
+    /// How many ticks happen before the request. Only in the harness.
+    pub ticks: u32,
+    /// Items put into queues before the request, each with the queue's name. Only in the harness.
+    pub enqueue: Vec<(String, Vec<u8>)>,
+    /// Which worker gets the request. Only in the harness.
+    pub worker: usize,
+    /// The request. Only in the harness can a step do without.
+    pub request: Option<RequestPlan>,
+    /// The request is sent once for every way to split its body. Only in the harness; elsewhere it is sent once.
+    pub every_split: bool,
+    /// Properties that the filter reads, by path with dots. Only in the harness.
+    pub properties: Vec<(String, Vec<u8>)>,
     /// What the upstream answers.
     pub upstream_response: ResponsePlan,
     /// What must come of it.
     pub expect: Expectation,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    name: String,
-    #[serde(default)]
-    wasm: Option<String>,
-    #[serde(default)]
-    config: Option<String>,
-    #[serde(default)]
-    config_inline: Option<Value>,
-    #[serde(default)]
-    hosts: Option<Vec<HostKind>>,
-    #[serde(default)]
-    fresh: bool,
-    #[serde(default)]
-    now: Option<u64>,
-    #[serde(default)]
-    tokens: BTreeMap<String, TokenRecipe>,
-    #[serde(default)]
-    callouts: BTreeMap<String, Vec<CalloutDocument>>,
-    #[serde(default)]
-    request: Option<RequestDocument>,
-    #[serde(default)]
-    upstream_response: Option<ResponseDocument>,
-    #[serde(default)]
-    expect: Option<ExpectDocument>,
-    #[serde(default)]
-    steps: Option<Vec<StepDocument>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StepDocument {
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    advance: Option<String>,
-    #[serde(default)]
-    callouts: BTreeMap<String, Vec<CalloutDocument>>,
-    request: RequestDocument,
-    #[serde(default)]
-    upstream_response: Option<ResponseDocument>,
-    expect: ExpectDocument,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RequestDocument {
-    #[serde(default = "method_default")]
-    method: String,
-    path: String,
-    #[serde(default = "authority_default")]
-    authority: String,
-    #[serde(default)]
-    fields: Vec<Line>,
-    #[serde(default)]
-    body: Option<Content>,
-    #[serde(default)]
-    body_chunks: Option<Vec<Content>>,
-    #[serde(default)]
-    trailers: Vec<Line>,
-}
-
-fn method_default() -> String {
-    "GET".to_owned()
-}
-
-fn authority_default() -> String {
-    AUTHORITY_DEFAULT.to_owned()
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ResponseDocument {
-    #[serde(default = "status_default")]
-    status: u16,
-    #[serde(default)]
-    fields: Vec<Line>,
-    #[serde(default)]
-    body: Option<Content>,
-    #[serde(default)]
-    body_chunks: Option<Vec<Content>>,
-    #[serde(default)]
-    trailers: Vec<Line>,
-}
-
-fn status_default() -> u16 {
-    200
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CalloutDocument {
-    #[serde(default)]
-    path: Option<String>,
-    #[serde(default)]
-    times: Option<u32>,
-    #[serde(default)]
-    delay: Option<String>,
-    #[serde(default)]
-    response: Option<ResponseDocument>,
-    #[serde(default)]
-    grpc: Option<GrpcDocument>,
-    #[serde(default)]
-    failure: Option<FailureDocument>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GrpcDocument {
-    #[serde(default)]
-    fields: Vec<Line>,
-    #[serde(default)]
-    messages: Vec<Content>,
-    #[serde(default)]
-    replies: RepliesDocument,
-    #[serde(default)]
-    status: u32,
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    trailers: Vec<Line>,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RepliesDocument {
-    #[default]
-    AtOnce,
-    PerMessage,
-    AtEnd,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum FailureDocument {
-    Refused,
-    Timeout,
-    Reset,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ExpectDocument {
-    #[serde(default)]
-    local_response: Option<ResponseExpectDocument>,
-    #[serde(default)]
-    response: Option<ResponseExpectDocument>,
-    #[serde(default)]
-    closed: bool,
-    #[serde(default)]
-    upstream: Option<UpstreamExpectDocument>,
-    #[serde(default)]
-    counters: BTreeMap<String, i64>,
-    #[serde(default)]
-    callouts: BTreeMap<String, usize>,
-    #[serde(default)]
-    configuration_refused: Option<Vec<String>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ResponseExpectDocument {
-    #[serde(default)]
-    status: Option<u16>,
-    #[serde(default)]
-    fields: BTreeMap<String, FieldExpectDocument>,
-    #[serde(default)]
-    absent_fields: Vec<String>,
-    #[serde(default)]
-    body: Option<Content>,
-    #[serde(default)]
-    json: Option<Value>,
-}
-
-#[derive(Debug, Clone)]
-enum UpstreamExpectDocument {
-    NotCalled,
-    Request(Box<RequestExpectDocument>),
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RequestExpectDocument {
-    #[serde(default)]
-    method: Option<String>,
-    #[serde(default)]
-    path: Option<String>,
-    #[serde(default)]
-    authority: Option<String>,
-    #[serde(default)]
-    fields: BTreeMap<String, FieldExpectDocument>,
-    #[serde(default)]
-    absent_fields: Vec<String>,
-    #[serde(default)]
-    body: Option<Content>,
-    #[serde(default)]
-    json: Option<Value>,
-}
-
-impl<'de> Deserialize<'de> for UpstreamExpectDocument {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct UpstreamVisitor;
-        impl<'de> Visitor<'de> for UpstreamVisitor {
-            type Value = UpstreamExpectDocument;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("`not_called`, or a map of what the upstream must have been asked")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                match text {
-                    "not_called" => Ok(UpstreamExpectDocument::NotCalled),
-                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
-                }
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                let request = RequestExpectDocument::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(UpstreamExpectDocument::Request(Box::new(request)))
-            }
-        }
-        deserializer.deserialize_any(UpstreamVisitor)
-    }
-}
-
-/// What a field must hold: one exact line, several lines, or a part of one.
-#[derive(Debug, Clone)]
-enum FieldExpectDocument {
-    Lines(Vec<Content>),
-    Contains(String),
-    StartsWith(String),
-}
-
-impl<'de> Deserialize<'de> for FieldExpectDocument {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Form {
-            contains: Option<String>,
-            starts_with: Option<String>,
-            base64: Option<String>,
-        }
-        struct FieldVisitor;
-        impl<'de> Visitor<'de> for FieldVisitor {
-            type Value = FieldExpectDocument;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(
-                    "the value in quotes, a list of all lines, or one of `{ contains: ... }`, \
-                     `{ starts_with: ... }`, `{ base64: ... }`",
-                )
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(FieldExpectDocument::Lines(vec![Content::Text(text.to_owned())]))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut lines = Vec::new();
-                while let Some(line) = items.next_element()? {
-                    lines.push(line);
-                }
-                Ok(FieldExpectDocument::Lines(lines))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                use base64::Engine as _;
-                match Form::deserialize(MapAccessDeserializer::new(map))? {
-                    Form { contains: Some(text), starts_with: None, base64: None } => {
-                        Ok(FieldExpectDocument::Contains(text))
-                    }
-                    Form { contains: None, starts_with: Some(text), base64: None } => {
-                        Ok(FieldExpectDocument::StartsWith(text))
-                    }
-                    Form { contains: None, starts_with: None, base64: Some(text) } => {
-                        let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| {
-                            serde::de::Error::custom(format!("`base64` does not hold base64: {error}"))
-                        })?;
-                        Ok(FieldExpectDocument::Lines(vec![Content::Bytes(bytes)]))
-                    }
-                    _ => Err(serde::de::Error::custom(
-                        "exactly one of `contains`, `starts_with` and `base64` can stand here",
-                    )),
-                }
-            }
-        }
-        deserializer.deserialize_any(FieldVisitor)
-    }
+/// Whether a scenario must say what it expects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expects {
+    Something,
+    Perhaps,
 }
 
 impl Scenario {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Scenario, FileError> {
-        Scenario::check(file, read(file)?)
+        Scenario::check(file, read(file)?, Expects::Something)
     }
 
-    fn check(file: &Path, document: Document) -> Result<Scenario, FileError> {
+    /// The same for a file that may still lack what it expects, to be written into it.
+    pub fn load_unfinished(file: &Path) -> Result<Scenario, FileError> {
+        Scenario::check(file, read(file)?, Expects::Perhaps)
+    }
+
+    fn check(file: &Path, document: Document, expects: Expects) -> Result<Scenario, FileError> {
         let fail = |path: &str, problem: String| FileError::at(file, path, problem);
         if document.name.trim().is_empty() {
             return Err(fail("name", "it is empty".into()).hint("say in a sentence what the scenario shows"));
@@ -421,11 +154,13 @@ impl Scenario {
             }
             Some(hosts) => hosts.clone(),
         };
-        let moves_clock = document.now.is_some() || document.steps.iter().flatten().any(|step| step.advance.is_some());
-        if moves_clock && hosts != [HostKind::Harness] {
-            let path = if document.now.is_some() { "now" } else { "steps" };
-            return Err(fail(path, "only the harness can set its clock".into())
-                .hint("add `hosts: [harness]`, or leave out `now` and `advance`"));
+        if hosts != [HostKind::Harness]
+            && let Some((path, problem)) = harness_only(&document)
+        {
+            return Err(fail(&path, problem.to_owned()).hint("add `hosts: [harness]`, or leave it out"));
+        }
+        if expects == Expects::Something {
+            check_expectations(&document, file)?;
         }
         let refused = refusal(&document, file)?;
         let callouts = document.steps.iter().flatten().map(|step| &step.callouts).chain([&document.callouts]);
@@ -447,8 +182,11 @@ impl Scenario {
             filter: filter_of(file),
             wasm: document.wasm.as_ref().map(|wasm| file.parent().unwrap_or(Path::new("")).join(wasm)),
             configuration,
+            root_id: document.root_id.clone().unwrap_or_default(),
+            vm_id: document.vm_id.clone().unwrap_or_default(),
             hosts,
             now: document.now,
+            workers: document.workers.unwrap_or(1),
             refused,
             fresh: document.fresh || !callout_upstreams.is_empty(),
             callout_upstreams,
@@ -462,65 +200,115 @@ impl Scenario {
 
     /// The steps with tokens minted and times filled in; `now` is in seconds since 1970.
     pub fn plan(&self, now: u64) -> Result<Vec<Step>, FileError> {
+        let planner = self.planner(now)?;
+        if self.refused.is_some() { Ok(Vec::new()) } else { planner.steps(&self.document) }
+    }
+
+    /// What filters share at first, by key.
+    pub fn shared_data(&self, now: u64) -> Result<Vec<(String, Vec<u8>)>, FileError> {
+        let planner = self.planner(now)?;
+        let values = self.document.shared_data.iter();
+        values.map(|(key, value)| Ok((key.clone(), planner.content(&format!("shared_data.{key}"), value)?))).collect()
+    }
+
+    /// Whether it is written as `steps`.
+    pub(crate) fn has_steps(&self) -> bool {
+        self.document.steps.is_some()
+    }
+
+    /// Files that it names, beside the module.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let document = &self.document;
+        let bodies = |request: &RequestDocument| -> Vec<String> {
+            let chunks = request.body.iter().chain(request.body_chunks.iter().flatten());
+            chunks.filter_map(Content::file).map(str::to_owned).collect()
+        };
+        let requests =
+            document.request.iter().chain(document.steps.iter().flatten().filter_map(|step| step.request.as_ref()));
+        let keys = document.tokens.values().flat_map(|token| [&token.key, &token.secret_from_public_key]).flatten();
+        let keys = keys.filter_map(|key| key.split_once('#')).map(|(file, _)| file.to_owned());
+        let names = document.config.iter().cloned().chain(keys).chain(requests.flat_map(bodies));
+        names.map(|name| self.file.parent().unwrap_or(Path::new("")).join(name)).collect()
+    }
+
+    fn planner(&self, now: u64) -> Result<Planner<'_>, FileError> {
         let tokens = mint(&self.document.tokens, &self.file, now)?;
-        let planner = Planner { file: &self.file, values: Values { now, tokens } };
-        if self.refused.is_some() {
-            return Ok(Vec::new());
+        Ok(Planner { file: &self.file, values: Values { now, tokens } })
+    }
+}
+
+/// The first thing in the file that only the harness can do or see, and why.
+fn harness_only(document: &Document) -> Option<(String, &'static str)> {
+    const CLOCK: &str = "only the harness can set its clock";
+    const DOES: &str = "only the harness can do this";
+    const SEES: &str = "only the harness can see this";
+    let whole = [
+        ("now", document.now.is_some(), CLOCK),
+        ("workers", document.workers.is_some(), DOES),
+        ("shared_data", !document.shared_data.is_empty(), DOES),
+    ];
+    let expected = |expect: &ExpectDocument| {
+        [
+            ("log", !expect.log.is_empty()),
+            ("details", expect.details.is_some()),
+            ("properties", !expect.properties.is_empty()),
+            ("shared_data", !expect.shared_data.is_empty()),
+            ("queues", !expect.queues.is_empty()),
+        ]
+    };
+    let mut found: Vec<(String, bool, &'static str)> =
+        whole.into_iter().map(|(path, is_there, why)| (path.to_owned(), is_there, why)).collect();
+    if let Some(request) = &document.request {
+        found.push(("request.properties".to_owned(), !request.properties.is_empty(), DOES));
+    }
+    for (name, is_there) in document.expect.iter().flat_map(expected) {
+        found.push((format!("expect.{name}"), is_there, SEES));
+    }
+    for (index, step) in document.steps.iter().flatten().enumerate() {
+        let at = |name: &str| format!("steps[{index}].{name}");
+        let properties = step.request.as_ref().is_some_and(|request| !request.properties.is_empty());
+        found.extend([
+            (at("advance"), step.advance.is_some(), CLOCK),
+            (at("ticks"), step.ticks.is_some(), CLOCK),
+            (at("enqueue"), !step.enqueue.is_empty(), DOES),
+            (at("worker"), step.worker.is_some(), DOES),
+            (at("request.properties"), properties, DOES),
+        ]);
+        if step.request.is_none() {
+            found.push((format!("steps[{index}]"), true, "only in the harness can a step do without a request"));
         }
-        match (&self.document.steps, &self.document.request, &self.document.expect) {
-            (None, Some(request), Some(expect)) => {
-                let mut callouts = planner.callouts("callouts", &self.document.callouts)?;
-                let step = Step {
-                    name: None,
-                    advance: Duration::ZERO,
-                    callouts: std::mem::take(&mut callouts),
-                    request: planner.request("request", request)?,
-                    upstream_response: planner
-                        .response("upstream_response", self.document.upstream_response.as_ref())?,
-                    expect: planner.expect("expect", expect)?,
-                };
-                Ok(vec![step])
-            }
-            (Some(steps), None, None) if self.document.upstream_response.is_none() => {
-                if steps.is_empty() {
-                    return Err(planner.fail("steps", "the list is empty"));
-                }
-                let mut planned = Vec::new();
-                for (index, step) in steps.iter().enumerate() {
-                    let at = |name: &str| format!("steps[{index}].{name}");
-                    let mut callouts = match index {
-                        0 => planner.callouts("callouts", &self.document.callouts)?,
-                        _ => BTreeMap::new(),
-                    };
-                    callouts.extend(planner.callouts(&at("callouts"), &step.callouts)?);
-                    planned.push(Step {
-                        name: step.name.clone(),
-                        advance: planner.duration(&at("advance"), step.advance.as_deref())?,
-                        callouts,
-                        request: planner.request(&at("request"), &step.request)?,
-                        upstream_response: planner
-                            .response(&at("upstream_response"), step.upstream_response.as_ref())?,
-                        expect: planner.expect(&at("expect"), &step.expect)?,
-                    });
-                }
-                Ok(planned)
-            }
-            (Some(_), _, _) => Err(planner
-                .fail("steps", "there is a request outside the steps as well")
-                .hint("move `request`, `upstream_response` and `expect` into a step")),
-            (None, None, _) => {
-                Err(planner.fail("", "`request` is missing").hint("give `request` and `expect`, or `steps`"))
-            }
-            (None, Some(_), None) => {
-                Err(planner.fail("", "`expect` is missing").hint("say what must come of the request"))
-            }
+        for (name, is_there) in step.expect.iter().flat_map(expected) {
+            found.push((at(&format!("expect.{name}")), is_there, SEES));
         }
     }
+    found.into_iter().find(|(_, is_there, _)| *is_there).map(|(path, _, why)| (path, why))
+}
+
+/// Whether every request has an expectation.
+fn check_expectations(document: &Document, file: &Path) -> Result<(), FileError> {
+    let missing = |path: &str| {
+        FileError::at(file, path, "`expect` is missing")
+            .hint("say what must come of the request, or let `portcullis test --update` write what comes of it")
+    };
+    if document.request.is_some() && document.expect.is_none() {
+        return Err(missing(""));
+    }
+    for (index, step) in document.steps.iter().flatten().enumerate() {
+        if step.request.is_some() && step.expect.is_none() {
+            return Err(missing(&format!("steps[{index}]")));
+        }
+    }
+    Ok(())
 }
 
 /// The texts of `configuration_refused`, after checking that nothing else is asked of such a scenario.
 fn refusal(document: &Document, file: &Path) -> Result<Option<Vec<String>>, FileError> {
-    if document.steps.iter().flatten().any(|step| step.expect.configuration_refused.is_some()) {
+    if document
+        .steps
+        .iter()
+        .flatten()
+        .any(|step| step.expect.as_ref().is_some_and(|expect| expect.configuration_refused.is_some()))
+    {
         return Err(FileError::at(file, "steps", "a refused configuration has no steps")
             .hint("put `configuration_refused` into a top-level `expect`"));
     }
@@ -565,305 +353,16 @@ fn filter_of(file: &Path) -> String {
         .unwrap_or_default()
 }
 
-struct Planner<'a> {
-    file: &'a Path,
-    values: Values,
-}
-
-impl Planner<'_> {
-    fn fail(&self, path: &str, problem: impl Into<String>) -> FileError {
-        FileError::at(self.file, path, problem)
-    }
-
-    fn text(&self, path: &str, text: &str) -> Result<String, FileError> {
-        expand(text, &self.values).map_err(|(problem, hint)| self.fail(path, problem).hint(hint))
-    }
-
-    fn lines(&self, path: &str, lines: &[Line]) -> Result<FieldLines, FileError> {
-        let mut fields = FieldLines::new();
-        for (index, line) in lines.iter().enumerate() {
-            let path = format!("{path}[{index}]");
-            let value = line.value.resolve(&self.values, self.file, &path)?;
-            if value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
-                return Err(self.fail(&path, "a field value cannot hold a line break or a zero byte"));
-            }
-            fields.push(&line.name, value);
-        }
-        Ok(fields)
-    }
-
-    fn body(
-        &self,
-        path: &str,
-        whole: Option<&Content>,
-        chunks: Option<&Vec<Content>>,
-    ) -> Result<Option<Vec<Vec<u8>>>, FileError> {
-        match (whole, chunks) {
-            (Some(_), Some(_)) => {
-                Err(self.fail(path, "both `body` and `body_chunks` are given").hint("keep one of them"))
-            }
-            (Some(body), None) => {
-                let body = body.resolve(&self.values, self.file, &format!("{path}.body"))?;
-                Ok(Some(if body.is_empty() { Vec::new() } else { vec![body] }))
-            }
-            (None, Some(chunks)) => {
-                let mut body = Vec::new();
-                for (index, chunk) in chunks.iter().enumerate() {
-                    let path = format!("{path}.body_chunks[{index}]");
-                    let chunk = chunk.resolve(&self.values, self.file, &path)?;
-                    if chunk.is_empty() {
-                        return Err(self.fail(&path, "a chunk cannot be empty").hint("an empty chunk ends a body"));
-                    }
-                    body.push(chunk);
-                }
-                Ok(Some(body))
-            }
-            (None, None) => Ok(None),
-        }
-    }
-
-    fn request(&self, path: &str, request: &RequestDocument) -> Result<RequestPlan, FileError> {
-        let at = |name: &str| format!("{path}.{name}");
-        let method = self.text(&at("method"), &request.method)?;
-        if !is_token(&method) {
-            return Err(self.fail(&at("method"), format!("`{method}` is not a method")));
-        }
-        let target = self.text(&at("path"), &request.path)?;
-        if target.is_empty() || target.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-            return Err(self
-                .fail(&at("path"), "a request target cannot be empty or hold white space")
-                .hint("escape it, e.g. `%20`"));
-        }
-        let body = self.body(path, request.body.as_ref(), request.body_chunks.as_ref())?.unwrap_or_default();
-        let trailers = self.lines(&at("trailers"), &request.trailers)?;
-        if !trailers.is_empty() && body.is_empty() {
-            return Err(self.fail(&at("trailers"), "trailers follow a body, and there is none"));
-        }
-        Ok(RequestPlan {
-            method,
-            path: target,
-            authority: self.text(&at("authority"), &request.authority)?,
-            fields: self.lines(&at("fields"), &request.fields)?,
-            body,
-            trailers,
-        })
-    }
-
-    fn response(&self, path: &str, response: Option<&ResponseDocument>) -> Result<ResponsePlan, FileError> {
-        let Some(response) = response else {
-            return Ok(ResponsePlan::default());
-        };
-        if !(200..=599).contains(&response.status) {
-            return Err(self.fail(&format!("{path}.status"), format!("{} is not a final status", response.status)));
-        }
-        let body = self.body(path, response.body.as_ref(), response.body_chunks.as_ref())?;
-        let bodiless = matches!(response.status, 204 | 304);
-        if bodiless && body.as_ref().is_some_and(|body| !body.is_empty()) {
-            return Err(self.fail(path, format!("a {} response has no body", response.status)));
-        }
-        Ok(ResponsePlan {
-            status: response.status,
-            fields: self.lines(&format!("{path}.fields"), &response.fields)?,
-            body: body.unwrap_or_else(|| if bodiless { Vec::new() } else { vec![b"ok".to_vec()] }),
-            trailers: self.lines(&format!("{path}.trailers"), &response.trailers)?,
-        })
-    }
-
-    fn grpc(&self, path: &str, grpc: &GrpcDocument) -> Result<GrpcPlan, FileError> {
-        let messages = grpc.messages.iter().enumerate();
-        let messages = messages
-            .map(|(index, message)| message.resolve(&self.values, self.file, &format!("{path}.messages[{index}]")));
-        Ok(GrpcPlan {
-            fields: self.lines(&format!("{path}.fields"), &grpc.fields)?,
-            messages: messages.collect::<Result<_, _>>()?,
-            replies: match grpc.replies {
-                RepliesDocument::AtOnce => Replies::AtOnce,
-                RepliesDocument::PerMessage => Replies::PerMessage,
-                RepliesDocument::AtEnd => Replies::AtEnd,
-            },
-            status: grpc.status,
-            message: self.text(&format!("{path}.message"), &grpc.message)?,
-            trailers: self.lines(&format!("{path}.trailers"), &grpc.trailers)?,
-        })
-    }
-
-    fn callouts(
-        &self,
-        path: &str,
-        callouts: &BTreeMap<String, Vec<CalloutDocument>>,
-    ) -> Result<BTreeMap<String, Vec<Callout>>, FileError> {
-        let mut planned = BTreeMap::new();
-        for (upstream, answers) in callouts {
-            let mut list = Vec::new();
-            for (index, answer) in answers.iter().enumerate() {
-                let path = format!("{path}.{upstream}[{index}]");
-                list.push(Callout {
-                    path: answer.path.clone(),
-                    times: answer.times,
-                    delay: self.duration(&format!("{path}.delay"), answer.delay.as_deref())?,
-                    answer: match (&answer.response, &answer.grpc, answer.failure) {
-                        (Some(response), None, None) => {
-                            CalloutAnswer::Response(self.response(&format!("{path}.response"), Some(response))?)
-                        }
-                        (None, Some(grpc), None) => CalloutAnswer::Grpc(self.grpc(&format!("{path}.grpc"), grpc)?),
-                        (None, None, Some(FailureDocument::Refused)) => CalloutAnswer::Refused,
-                        (None, None, Some(FailureDocument::Timeout)) => CalloutAnswer::Timeout,
-                        (None, None, Some(FailureDocument::Reset)) => CalloutAnswer::Reset,
-                        _ => {
-                            return Err(self
-                                .fail(&path, "an answer is one of `response`, `grpc` and `failure`")
-                                .hint("failures are `refused`, `timeout` and `reset`"));
-                        }
-                    },
-                });
-            }
-            planned.insert(upstream.clone(), list);
-        }
-        Ok(planned)
-    }
-
-    fn duration(&self, path: &str, text: Option<&str>) -> Result<Duration, FileError> {
-        let Some(text) = text else { return Ok(Duration::ZERO) };
-        parse_duration(text).ok_or_else(|| {
-            self.fail(path, format!("`{text}` is not a duration"))
-                .hint("write a number and a unit: `300ms`, `5s`, `2m`, `1h`")
-        })
-    }
-
-    fn expect(&self, path: &str, expect: &ExpectDocument) -> Result<Expectation, FileError> {
-        let at = |name: &str| format!("{path}.{name}");
-        let (response, origin) = match (&expect.local_response, &expect.response) {
-            (Some(_), Some(_)) => {
-                return Err(self.fail(path, "both `local_response` and `response` are given").hint(
-                    "`local_response` is for an answer made by the filter, `response` for one from the upstream",
-                ));
-            }
-            (Some(local), None) => (Some(self.expect_response(&at("local_response"), local)?), Origin::Local),
-            (None, Some(response)) => (Some(self.expect_response(&at("response"), response)?), Origin::Upstream),
-            (None, None) => (None, Origin::Either),
-        };
-        if expect.closed && response.is_some() {
-            return Err(self.fail(&at("closed"), "a connection closed without an answer has no response"));
-        }
-        let upstream = match &expect.upstream {
-            Some(UpstreamExpectDocument::NotCalled) => Some(UpstreamExpectation::NotCalled),
-            Some(UpstreamExpectDocument::Request(request)) => {
-                let path = at("upstream");
-                Some(UpstreamExpectation::Request(RequestExpectation {
-                    method: self.optional_text(&format!("{path}.method"), request.method.as_deref())?,
-                    path: self.optional_text(&format!("{path}.path"), request.path.as_deref())?,
-                    authority: self.optional_text(&format!("{path}.authority"), request.authority.as_deref())?,
-                    fields: self.expect_fields(&format!("{path}.fields"), &request.fields)?,
-                    absent_fields: self.names(&format!("{path}.absent_fields"), &request.absent_fields)?,
-                    body: self.optional_content(&format!("{path}.body"), request.body.as_ref())?,
-                    json: request.json.clone(),
-                    ..RequestExpectation::default()
-                }))
-            }
-            None => None,
-        };
-        let expectation = Expectation {
-            response,
-            origin,
-            closed: expect.closed,
-            upstream,
-            counters: expect.counters.clone(),
-            callouts: expect
-                .callouts
-                .iter()
-                .map(|(upstream, count)| (upstream.clone(), CalloutsExpectation::Count(*count)))
-                .collect(),
-            ..Expectation::default()
-        };
-        if expectation.is_empty() {
-            return Err(self
-                .fail(path, "nothing is expected, so the scenario would always pass")
-                .hint("add `local_response`, `response`, `upstream`, `closed`, `counters` or `callouts`"));
-        }
-        Ok(expectation)
-    }
-
-    fn expect_response(&self, path: &str, response: &ResponseExpectDocument) -> Result<ResponseExpectation, FileError> {
-        Ok(ResponseExpectation {
-            status: response.status,
-            fields: self.expect_fields(&format!("{path}.fields"), &response.fields)?,
-            absent_fields: self.names(&format!("{path}.absent_fields"), &response.absent_fields)?,
-            body: self.optional_content(&format!("{path}.body"), response.body.as_ref())?,
-            json: response.json.clone(),
-            ..ResponseExpectation::default()
-        })
-    }
-
-    fn expect_fields(
-        &self,
-        path: &str,
-        fields: &BTreeMap<String, FieldExpectDocument>,
-    ) -> Result<BTreeMap<String, FieldExpectation>, FileError> {
-        let mut planned = BTreeMap::new();
-        for (name, field) in fields {
-            let path = format!("{path}.{name}");
-            self.name(&path, name)?;
-            let expectation = match field {
-                FieldExpectDocument::Lines(lines) => FieldExpectation::Lines(
-                    lines
-                        .iter()
-                        .map(|line| line.resolve(&self.values, self.file, &path))
-                        .collect::<Result<Vec<_>, _>>()?,
-                ),
-                FieldExpectDocument::Contains(text) => FieldExpectation::Contains(self.text(&path, text)?),
-                FieldExpectDocument::StartsWith(text) => FieldExpectation::StartsWith(self.text(&path, text)?),
-            };
-            planned.insert(name.to_ascii_lowercase(), expectation);
-        }
-        Ok(planned)
-    }
-
-    fn names(&self, path: &str, names: &[String]) -> Result<Vec<String>, FileError> {
-        for (index, name) in names.iter().enumerate() {
-            self.name(&format!("{path}[{index}]"), name)?;
-        }
-        Ok(names.iter().map(|name| name.to_ascii_lowercase()).collect())
-    }
-
-    fn name(&self, path: &str, name: &str) -> Result<(), FileError> {
-        if is_token(name) {
-            return Ok(());
-        }
-        let known = nearest(name.trim_start_matches(':'), ["method", "path", "authority", "status"]);
-        let hint = known.map(|name| format!("use the key `{name}` beside `fields`")).unwrap_or_default();
-        Err(self.fail(path, format!("`{name}` is not a field name")).hint(hint))
-    }
-
-    fn optional_text(&self, path: &str, text: Option<&str>) -> Result<Option<String>, FileError> {
-        text.map(|text| self.text(path, text)).transpose()
-    }
-
-    fn optional_content(&self, path: &str, content: Option<&Content>) -> Result<Option<Vec<u8>>, FileError> {
-        content.map(|content| content.resolve(&self.values, self.file, path)).transpose()
-    }
-}
-
-/// `300ms`, `5s`, `2m` or `1h`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at_checked(digits)?;
-    let number: u64 = number.parse().ok()?;
-    match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs),
-        "h" => number.checked_mul(3600).map(Duration::from_secs),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expectation::Origin;
+    use crate::grpc::{GrpcPlan, Replies};
+    use crate::plan::CalloutAnswer;
 
     fn parse(text: &str) -> Result<Scenario, FileError> {
         let file = Path::new("filters/demo/scenarios/a.yaml");
-        crate::yaml::parse(file, text).and_then(|document| Scenario::check(file, document))
+        crate::yaml::parse(file, text).and_then(|document| Scenario::check(file, document, Expects::Something))
     }
 
     fn check_error(text: &str, expected: &str) {
@@ -903,13 +402,14 @@ expect:
         assert_eq!(scenario.hosts, [HostKind::Harness, HostKind::Envoy]);
         assert_eq!(scenario.callout_upstreams, ["keys"]);
         let [step] = scenario.plan(1000).unwrap().try_into().unwrap();
-        assert_eq!(step.request.method, "POST");
-        assert_eq!(step.request.path, "/orders?at=1000");
-        assert_eq!(step.request.authority, "api.example.com");
-        assert_eq!(step.request.body, [b"a".to_vec(), b"bbb".to_vec()]);
-        assert!(step.request.fields.get("authorization").unwrap().starts_with(b"Bearer eyJ"));
-        assert_eq!(step.request.fields.get("x-bytes"), Some(&[0xff][..]));
-        assert_eq!(step.request.fields.get_all("x-twice").count(), 2);
+        let request = step.request.as_ref().unwrap();
+        assert_eq!(request.method, "POST");
+        assert_eq!(request.path, "/orders?at=1000");
+        assert_eq!(request.authority, "api.example.com");
+        assert_eq!(request.body, [b"a".to_vec(), b"bbb".to_vec()]);
+        assert!(request.fields.get("authorization").unwrap().starts_with(b"Bearer eyJ"));
+        assert_eq!(request.fields.get("x-bytes"), Some(&[0xff][..]));
+        assert_eq!(request.fields.get_all("x-twice").count(), 2);
         assert_eq!(step.upstream_response.status, 204);
         assert!(step.upstream_response.body.is_empty());
         assert_eq!(step.callouts["keys"].len(), 2);
@@ -989,7 +489,8 @@ steps:
         check_error(
             "name: a\nrequest: { path: / }\nexpects: {}\n",
             ":3:1: unknown key `expects`\n  hint: did you mean `expect`? known here: `name`, `wasm`, `config`, \
-             `config_inline`, `hosts`, `fresh`, `now`, `tokens`, `callouts`, `request`, `upstream_response`, `expect`, `steps`",
+             `config_inline`, `root_id`, `vm_id`, `hosts`, `fresh`, `now`, `workers`, `shared_data`, `tokens`, `callouts`, `request`, \
+             `upstream_response`, `expect`, `steps`",
         );
         check_error(
             "name: a\nrequest: { path: / }\nexpect: {}\n",
@@ -1012,12 +513,13 @@ steps:
         check_error(
             "name: a\nnow: 5\nrequest: { path: / }\nexpect: { closed: true }\n",
             ": now: only the harness can set its clock\n  \
-             hint: add `hosts: [harness]`, or leave out `now` and `advance`",
+             hint: add `hosts: [harness]`, or leave it out",
         );
         check_error("name: a\n", ": `request` is missing\n  hint: give `request` and `expect`, or `steps`");
         check_error(
             "name: a\nrequest: { path: / }\n",
-            ": `expect` is missing\n  hint: say what must come of the request",
+            ": `expect` is missing\n  \
+             hint: say what must come of the request, or let `portcullis test --update` write what comes of it",
         );
         check_error(
             "name: a\nhosts: [moon]\n",
@@ -1038,14 +540,5 @@ steps:
             ": expect: both `local_response` and `response` are given\n  hint: `local_response` is for an answer made \
              by the filter, `response` for one from the upstream",
         );
-    }
-
-    #[test]
-    fn reads_durations() {
-        assert_eq!(parse_duration("300ms"), Some(Duration::from_millis(300)));
-        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
-        assert_eq!(parse_duration("5"), None);
-        assert_eq!(parse_duration("s"), None);
-        assert_eq!(parse_duration("99999999999999999999h"), None);
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -13,8 +14,9 @@ use crate::template::{Values, expand, moment};
 use crate::yaml::{FileError, read_text};
 
 /// How one token is made. Either `raw`, or a header and claims that are signed with a key.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Token")]
 pub struct TokenRecipe {
     /// `FILE#KID`: a private key in a JWK Set; the file is relative to the scenario.
     #[serde(default)]
@@ -49,7 +51,7 @@ pub struct TokenRecipe {
 }
 
 /// What stands in the third part of a token.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Signature {
     /// The signature.

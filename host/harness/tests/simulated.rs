@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portcullis_harness::{
     Callout, CalloutAnswer, ClosedBy, Direction, EndOfStream, Filter, Flow, Guest, HarnessError, Hold, Host,
-    PluginState, RequestPlan, ResponsePlan, RunOptions, Secrets, TraceEvent, Verdict, for_every_split, run,
+    PluginState, RequestPlan, ResponsePlan, RunOptions, Secrets, Simulated, TraceEvent, Verdict, for_every_split, run,
 };
 use serde_json::json;
 
@@ -479,8 +479,12 @@ impl Folder {
     }
 
     fn run(&self, only: Option<&str>) -> portcullis_harness::Report {
-        let options = RunOptions { wasm: Some(self.path().join("guest.wasm")), only: only.map(str::to_owned) };
-        run(&[self.path().to_owned()], &options)
+        let options = RunOptions {
+            wasm: Some(self.path().join("guest.wasm")),
+            only: only.map(str::to_owned),
+            ..RunOptions::default()
+        };
+        run(&[self.path().to_owned()], &options, &mut Simulated::default(), &mut |_| {})
     }
 }
 
@@ -510,11 +514,16 @@ fn runs_scenario_files_and_reports() {
     assert_eq!(report.outcomes[3].verdict, Verdict::Elsewhere);
     let text = report.to_string();
     let filter = folder.path().file_name().unwrap().to_string_lossy().into_owned();
-    assert!(text.starts_with(&format!("ok      {filter}  a marked request is refused\nFAILED  {filter}  ")), "{text}");
+    assert!(
+        text.starts_with(&format!(
+            "ok      harness::{filter}  a marked request is refused\nFAILED  harness::{filter}  "
+        )),
+        "{text}"
+    );
     assert!(text.contains(&format!("        {}\n", failing.display())), "{text}");
     assert!(text.contains("        local_response.status: expected 403, got 200\n"), "{text}");
     assert!(text.contains("        upstream: expected not called, got called with `GET /`\n"), "{text}");
-    assert!(text.ends_with("\n2 passed, 1 failed\n"), "{text}");
+    assert!(text.ends_with("\n2 passed, 1 failed, 1 for other hosts\n"), "{text}");
 
     let one = folder.run(Some("marked"));
     assert_eq!((one.outcomes.len(), one.passed()), (1, 1));
@@ -547,7 +556,128 @@ fn a_run_without_scenarios_fails() {
 fn a_filter_that_is_not_built_is_named() {
     let folder = Folder::new();
     folder.scenario("a.yaml", "name: a\nrequest: { path: / }\nexpect: { response: { status: 200 } }\n");
-    let report = run(&[folder.path().to_owned()], &RunOptions::default());
+    let report = run(&[folder.path().to_owned()], &RunOptions::default(), &mut Simulated::default(), &mut |_| {});
     let text = report.to_string();
     assert!(text.contains("is not built") && text.contains("cargo xtask build-filters"), "{text}");
+}
+
+#[test]
+fn a_scenario_can_say_all_that_the_simulated_host_can_do() {
+    let folder = Folder::new();
+    folder.scenario(
+        "a.yaml",
+        r#"
+name: data, queues, properties, ticks and workers
+hosts: [harness]
+workers: 2
+vm_id: shared
+shared_data: { k: before }
+steps:
+  - name: what was shared before is there, and a queue is filled from outside
+    enqueue: { q: [one, { base64: "/w==" }] }
+    expect: { counters: { queued: 2 }, shared_data: { k: before, other: null }, queues: { q: [] } }
+  - name: the filter shares on another worker
+    worker: 1
+    request: { path: /, fields: [[x-share, "1"]] }
+    expect: { response: { status: 200 }, shared_data: { k: v }, properties: { mark: "1", none: null } }
+  - name: properties are given
+    request: { path: /, fields: [[x-weather, "1"]], properties: { weather: rain } }
+    expect: { upstream: { fields: { x-forecast: rain } } }
+  - name: a tick lets go
+    request: { path: /, fields: [[x-wait, "1"]] }
+    expect: { response: { status: 200 } }
+  - name: a body in every split
+    request: { method: POST, path: /, fields: [[x-body, "1"]], body: "12345", every_split: true }
+    expect: { upstream: { body: "12345" } }
+  - name: trailers, details and the log
+    request: { method: POST, path: /, body_chunks: [a], trailers: [[x-sum, "1"]] }
+    upstream_response: { trailers: [[x-end, "2"]] }
+    expect: { response: { trailers: { x-end: "2" } }, upstream: { trailers: { x-sum: { starts_with: "1" } } } }
+  - name: a denial
+    request: { path: /, fields: [[x-deny, "1"]] }
+    expect: { local_response: { status: 403 }, details: test.denied }
+  - { name: ticks alone, ticks: 2, expect: { counters: { denied: 0 } } }
+"#,
+    );
+    folder.scenario(
+        "b.yaml",
+        r#"
+name: a call is late, refused, cut off, and looked at
+callouts: { keys: [{ path: /other, failure: refused }, { times: 1, delay: 400ms, response: { status: 200 } }, { failure: reset }] }
+hosts: [harness]
+steps:
+  - request: { path: /, fields: [[x-ask, "1"]] }
+    expect: { response: { status: 200 }, callouts: { keys: [{ method: GET, path: /keys, authority: keys }] } }
+  - request: { path: /, fields: [[x-ask, "1"]] }
+    expect: { local_response: { status: 503 }, callouts: { keys: 1 } }
+"#,
+    );
+    let report = folder.run(None);
+    assert!(report.is_success(), "{report}");
+}
+
+#[test]
+fn what_a_scenario_expects_and_does_not_come_is_named_with_its_place() {
+    let folder = Folder::new();
+    folder.scenario(
+        "a.yaml",
+        r#"
+name: a
+hosts: [harness]
+steps:
+  - enqueue: { q: [one] }
+    expect: { counters: { queued: 2 }, shared_data: { k: v }, queues: { q: [one], none: [] }, log: [nothing like it] }
+  - request: { path: /, fields: [[x-share, "1"]] }
+    expect: { properties: { mark: "2", other: x }, callouts: { keys: [{ path: / }] } }
+  - request: { method: POST, path: /, fields: [[x-body, "1"]], body: "123", every_split: true }
+    expect: { upstream: { body: "12" } }
+"#,
+    );
+    let text = folder.run(None).to_string();
+    for line in [
+        "step 1 of 3:",
+        "counters.queued: expected +2, got +1",
+        "shared_data.k: expected \"v\", got (absent)",
+        "queues.none: expected [], got no queue of that name",
+        "queues.q: expected [\"one\"], got []",
+        "log: expected a line that contains \"nothing like it\", got none",
+        "properties.mark: expected \"2\", got \"1\"",
+        "properties.other: expected \"x\", got (absent)",
+        "callouts.keys: expected 1 call, got 0 calls",
+        "upstream.body: expected \"12\", got \"123\"",
+    ] {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
+    for (name, step, problem) in [
+        ("b.yaml", "worker: 3\n    request: { path: / }", "there is no worker 3"),
+        ("c.yaml", "enqueue: { nobody: [x] }", "no filter has registered the queue `nobody`"),
+    ] {
+        let text =
+            format!("name: {name}\nhosts: [harness]\nsteps:\n  - {step}\n    expect: {{ counters: {{ x: 0 }} }}\n");
+        folder.scenario(name, &text);
+        let report = folder.run(Some(name)).to_string();
+        assert!(report.contains(&format!("step 1: {problem}")), "{report}");
+    }
+}
+
+#[test]
+fn only_the_harness_does_what_real_hosts_cannot() {
+    let folder = Folder::new();
+    for (text, path) in [
+        ("request: { path: / }\nexpect: { log: [x] }", "expect.log: only the harness can see this"),
+        (
+            "request: { path: /, properties: { a: b } }\nexpect: { closed: true }",
+            "request.properties: only the harness can do this",
+        ),
+        ("steps: [{ ticks: 1 }]", "steps[0].ticks: only the harness can set its clock"),
+        ("steps: [{ enqueue: { q: [x] } }]", "steps[0].enqueue: only the harness can do this"),
+        ("steps: [{ callouts: {} }]", "steps[0]: only in the harness can a step do without a request"),
+        ("workers: 2\nrequest: { path: / }\nexpect: { closed: true }", "workers: only the harness can do this"),
+    ] {
+        folder.scenario("a.yaml", &format!("name: a\n{text}\n"));
+        let report = folder.run(None).to_string();
+        assert!(report.contains(path) && report.contains("add `hosts: [harness]`"), "{report}");
+    }
+    folder.scenario("a.yaml", "name: a\nhosts: [harness]\nsteps: [{ callouts: {} }]\n");
+    assert!(folder.run(None).to_string().contains("steps[0]: nothing happens in this step"));
 }

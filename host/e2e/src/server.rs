@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use portcullis_harness::{HostKind, RequestPlan};
 use serde_json::Value;
 
+use crate::client;
 use crate::process::{DEADLINE, Process};
-use crate::{client, places};
+use crate::programs::Programs;
 
 /// A running host with one listener.
 pub struct Server {
@@ -28,15 +29,16 @@ impl Server {
 
     /// The same, with other arguments or variables.
     pub fn portcullis_with(policy: &Path, change: impl FnOnce(&mut Command)) -> Result<Server, String> {
-        Server::portcullis_watched(policy, change, |_| true)
+        Server::portcullis_watched(&Programs::find(), policy, change, |_| true)
     }
 
     fn portcullis_watched(
+        programs: &Programs,
         policy: &Path,
         change: impl FnOnce(&mut Command),
         keep: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Server, String> {
-        let mut command = Command::new(places::portcullis()?);
+        let mut command = Command::new(programs.portcullis()?);
         command.arg("serve").arg(policy);
         change(&mut command);
         let process = Process::start_keeping("portcullis serve", &mut command, keep)?;
@@ -53,15 +55,16 @@ impl Server {
 
     /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
     pub fn envoy(policy: &Path) -> Result<Server, String> {
-        Server::envoy_watched(policy, &[], |_| true)
+        Server::envoy_watched(&Programs::find(), policy, &[], |_| true)
     }
 
     /// The same, with further arguments for `portcullis envoy-config`.
     pub fn envoy_with(policy: &Path, rendering: &[&str]) -> Result<Server, String> {
-        Server::envoy_watched(policy, rendering, |_| true)
+        Server::envoy_watched(&Programs::find(), policy, rendering, |_| true)
     }
 
     fn envoy_watched(
+        programs: &Programs,
         policy: &Path,
         rendering: &[&str],
         keep: impl Fn(&str) -> bool + Send + Sync + 'static,
@@ -69,10 +72,10 @@ impl Server {
         let folder = policy.parent().unwrap_or(Path::new("."));
         let bootstrap = folder.join("envoy.yaml");
         let admin_file = folder.join("envoy-admin-address");
-        let envoy = places::envoy()?;
+        let envoy = programs.envoy()?;
         let rendered = Process::run(
             "portcullis envoy-config",
-            Command::new(places::portcullis()?)
+            Command::new(programs.portcullis()?)
                 .arg("envoy-config")
                 .arg(policy)
                 .arg("--output")
@@ -108,9 +111,19 @@ impl Server {
         policy: &Path,
         keep: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Server, String> {
+        Server::start_with(&Programs::find(), host, policy, keep)
+    }
+
+    /// The same, with these programs.
+    pub fn start_with(
+        programs: &Programs,
+        host: HostKind,
+        policy: &Path,
+        keep: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Server, String> {
         match host {
-            HostKind::Standalone => Server::portcullis_watched(policy, |_| {}, keep),
-            HostKind::Envoy => Server::envoy_watched(policy, &[], keep),
+            HostKind::Standalone => Server::portcullis_watched(programs, policy, |_| {}, keep),
+            HostKind::Envoy => Server::envoy_watched(programs, policy, &[], keep),
             HostKind::Harness => Err("the harness has no server".to_owned()),
         }
     }
