@@ -32,6 +32,7 @@ on_each_engine! {
     async a_request_waits_for_a_process_only_so_long;
     async stopping_answers_first_and_leaves_nothing;
     async dropping_the_handle_ends_every_process;
+    async what_goes_on_after_a_response_is_waited_for_but_not_for_ever;
     async a_pinned_operator_has_its_cpu_to_itself;
     async a_process_is_in_a_control_group_of_its_own_if_it_says_so;
     async a_response_streams_as_it_is_made;
@@ -499,6 +500,30 @@ async fn stopping_answers_first_and_leaves_nothing(engine: Kind) {
     eventually("all processes ended", async || pids.iter().all(|pid| !support::is_running(*pid))).await;
     assert!(matches!(host.get("s", "/").await, Err(Cause::Unknown | Cause::Stopping)));
     drop(host);
+}
+
+async fn what_goes_on_after_a_response_is_waited_for_but_not_for_ever(engine: Kind) {
+    let host = Host::new(engine);
+    let code = r#"
+export default { fetch(request: Request, _: unknown, ctx: { waitUntil(p: Promise<unknown>): void }) {
+  const later = request.url.endsWith("/ever") ? new Promise(() => {}) : new Promise((r) => setTimeout(r, 500)).then(() => console.log("done later"));
+  ctx.waitUntil(later);
+  return new Response("ok");
+} };
+"#;
+    let replaced = |text: &str| host.operator("w", &code.replace("(\"ok\")", &format!("(\"{text}\")")), |_| {});
+    host.serve(vec![replaced("one")]).await;
+    let first = host.pids("w").await;
+    assert_eq!(host.text("w", "/").await, "one");
+    // Replaced at once: what was handed over still comes to its end.
+    host.serve(vec![replaced("two")]).await;
+    eventually("the first one has ended", async || first.iter().all(|pid| !support::is_running(*pid))).await;
+    assert!(host.log("w").contains("done later"), "{}", host.log("w"));
+    // What never ends is ended.
+    let second = host.pids("w").await;
+    assert_eq!(host.text("w", "/ever").await, "two");
+    host.operators.stop().await;
+    assert!(second.iter().all(|pid| !support::is_running(*pid)));
 }
 
 async fn dropping_the_handle_ends_every_process(engine: Kind) {
