@@ -332,7 +332,7 @@ fn whatever_an_operator_does_its_neighbours_filters_and_other_routes_go_on() {
 #[test]
 fn a_reload_takes_what_loads_and_keeps_what_worked() {
     let site = Site::new(&[("v/main.ts", HELLO), ("w/main.ts", HELLO)]);
-    site.policy(&[("v", "entry: v/main.ts"), ("w", "entry: w/main.ts")]);
+    site.policy(&[("v", "entry: v/main.ts, permissions: { kv: true }"), ("w", "entry: w/main.ts")]);
     let serving = site.serve();
     assert_eq!(serving.get("/v/1").1, "hello /v/1");
 
@@ -347,7 +347,12 @@ fn a_reload_takes_what_loads_and_keeps_what_worked() {
     assert_eq!(serving.counter("portcullis_reloads_total.result.failed"), 1);
 
     site.write("v/main.ts", &HELLO.replace("hello", "second"));
-    site.policy(&[("v", "entry: v/main.ts")]);
+    site.policy(&[("v", "entry: v/main.ts, permissions: { kv: true }")]);
+    // A check beside it disturbs nobody, stores included.
+    let mut check = Command::new(places::portcullis().unwrap_or_else(|error| panic!("{error}")));
+    check.args(["check", "portcullis.yaml"]).current_dir(site.folder.path());
+    let checked = Process::run("portcullis check", &mut check).unwrap_or_else(|error| panic!("{error}"));
+    assert!(checked.status.success(), "{}", checked.output);
     serving.reload();
     assert_eq!(serving.get("/v").1, "second /v");
     assert_eq!(serving.get("/w").0, 404);

@@ -6,7 +6,7 @@ use portcullis_config::Policy;
 use portcullis_proxy::Options;
 
 use crate::failure::Failure;
-use crate::operators::Host;
+use crate::operators::{Host, Purpose};
 use crate::{PolicyFile, code_cache, print};
 
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
     let summary = summary(&policy);
     let loading = arguments.code_cache.loading(&policy.code_cache);
-    let operators = Arc::new(Host::default());
+    let operators = Arc::new(Host::new(Purpose::Check));
     let options = Options { loading, operators: Some(Arc::<Host>::clone(&operators)), ..Options::default() };
     let checked = portcullis_proxy::check(policy, options);
     operators.stop();

@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 operator.isolation == portcullis_config::Isolation::Required
                     && operator.belongs_to(policy.pool.as_deref())
             };
-            let mut settings = operators::settings(&policy, false);
+            let mut settings = operators::settings(&policy, operators::Purpose::Check);
             if policy.operators.iter().any(asks) {
                 settings.isolation = Isolation::Required;
             }

@@ -78,7 +78,7 @@ pub async fn check(
     engine: Arc<dyn Engine>,
 ) -> Result<(Vec<Checked>, Vec<ApplyError>), StartError> {
     let launcher = settings.launcher.clone();
-    let host = Operators::start(Settings { prewarmed: 0, ..settings }, engine)?;
+    let host = Operators::start(Settings { prewarmed: 0, keeps_nothing: true, ..settings }, engine)?;
     let mut checked = Vec::new();
     for operator in &operators {
         // Mistakes are reported by `apply`.

@@ -16,7 +16,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
@@ -26,7 +26,7 @@ use crate::cause::Cause;
 use crate::egress::{is_hop_by_hop, strip};
 use crate::engine::{INTERNAL_AUTHORITY, OUTCOME};
 use crate::pool::Pool;
-use crate::process::{Flight, Process};
+use crate::process::{Flight, Process, Slot};
 
 /// Why an operator did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,23 +143,19 @@ where
     }
     prepare(&mut parts)?;
     let flight = Arc::new(pool.acquire().await?);
-    let upload = Upload {
-        inner: Limited::new(
-            body.map_err(Into::into).boxed_unsync(),
-            usize::try_from(limits.request_bytes).unwrap_or(usize::MAX),
-        ),
-        flight: Arc::clone(&flight),
+    let upload = if body.is_end_stream() {
+        flight.slot().into_iter().for_each(Slot::set_uploaded);
+        Empty::new().map_err(|never| match never {}).boxed_unsync()
+    } else {
+        let most = usize::try_from(limits.request_bytes).unwrap_or(usize::MAX);
+        let inner = Limited::new(body.map_err(Into::into).boxed_unsync(), most);
+        Upload { inner, flight: Arc::clone(&flight) }.boxed_unsync()
     };
-    if upload.is_end_stream()
-        && let Some(slot) = flight.slot()
-    {
-        slot.set_uploaded();
-    }
     if flight.process.abilities.keeps_limits {
         // So that it can say why a body that has begun breaks off.
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    let request = Request::from_parts(parts, upload.boxed_unsync());
+    let request = Request::from_parts(parts, upload);
     let answered = tokio::select! {
         biased;
         cause = flight.cancelled() => return Err(cause.into()),

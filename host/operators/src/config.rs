@@ -178,6 +178,8 @@ pub struct Settings {
     pub prewarmed: usize,
     /// Where stores are kept. Without it, `kv` is refused.
     pub kv_folder: Option<PathBuf>,
+    /// For checks: stores are empty, lie elsewhere, and are gone with the host, so that a host that serves is not disturbed.
+    pub keeps_nothing: bool,
     /// Which pool this host belongs to.
     pub pool: Option<String>,
     /// First of the user ids that operators get, one each, where the host is root.
@@ -206,6 +208,7 @@ impl Default for Settings {
             run_folder: std::env::temp_dir(),
             prewarmed: 1,
             kv_folder: None,
+            keeps_nothing: false,
             pool: None,
             uid_first: 1_950_000_000,
             launcher: crate::jail::Launcher::default(),

@@ -780,7 +780,10 @@ impl Manager {
         {
             return Ok(Arc::clone(current));
         }
-        let store = match (operator.kv_bytes_max, &self.settings.kv_folder) {
+        let own_folder = self.instance.folder.join("kv");
+        let kv_folder = self.settings.kv_folder.as_ref();
+        let kv_folder = kv_folder.map(|folder| if self.settings.keeps_nothing { &own_folder } else { folder });
+        let store = match (operator.kv_bytes_max, kv_folder) {
             (Some(quota), Some(folder)) => {
                 // One store for both versions: two would not know of each other's entries.
                 let same = current.filter(|current| current.0.operator.kv_bytes_max == Some(quota));

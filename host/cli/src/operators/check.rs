@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use portcullis_operators::author;
 
-use super::host::{compile, refused, settings};
+use super::host::{Purpose, compile, refused, settings};
 use crate::failure::Failure;
 use crate::{PolicyFile, print};
 
@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
-    let settings = settings(&policy, false);
+    let settings = settings(&policy, Purpose::Check);
     let compiled = compile(&policy, &settings)?;
     if compiled.is_empty() {
         return print(&format!("{}: there is no operator to check\n", policy.name));

@@ -13,7 +13,7 @@ use portcullis_proxy::{Handle, Options, Server, StartError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::Host;
+use super::{Host, Purpose};
 use crate::code_cache::CacheArguments;
 use crate::failure::Failure;
 use crate::{logging, print};
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let events = events.clone();
         move || signals.forever().take(1).for_each(|_| drop(events.send(Event::Stop)))
     });
-    let host = Arc::new(Host::for_development());
+    let host = Arc::new(Host::new(Purpose::Develop));
     // A policy that does not start is shown, and tried again once something changes.
     loop {
         let (mut watch, policy) = match arguments.load() {

@@ -16,9 +16,18 @@ use portcullis_proxy::{OperatorAnswer, OperatorFailure, OperatorHost, OperatorRe
 /// Runs the operators of a policy. Nothing is started before a policy has one.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
-    /// Stack traces go to clients.
-    dev: bool,
+    purpose: Purpose,
     running: Mutex<Option<Running>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    #[default]
+    Serve,
+    /// Stack traces go to clients.
+    Develop,
+    /// Beside a host that serves, perhaps: nothing of it is touched.
+    Check,
 }
 
 #[derive(Clone, Debug)]
@@ -28,8 +37,8 @@ struct Running {
 }
 
 impl Host {
-    pub(super) fn for_development() -> Self {
-        Self { dev: true, running: Mutex::default() }
+    pub(crate) fn new(purpose: Purpose) -> Self {
+        Self { purpose, running: Mutex::default() }
     }
 
     /// The handle on the processes, once there was an operator.
@@ -49,7 +58,7 @@ impl Host {
     }
 
     fn start(&self, policy: &Policy) -> Result<Running, OperatorsRefused> {
-        let settings = settings(policy, self.dev);
+        let settings = settings(policy, self.purpose);
         let mut running = self.running();
         if let Some(running) = &*running {
             if running.settings != settings {
@@ -149,7 +158,7 @@ pub(super) fn refused(policy: &str, errors: &[ApplyError]) -> OperatorsRefused {
 }
 
 /// The library's settings for a policy.
-pub(crate) fn settings(policy: &Policy, dev: bool) -> Settings {
+pub(crate) fn settings(policy: &Policy, purpose: Purpose) -> Settings {
     let host = &policy.operator_host;
     let default = Settings::default();
     Settings {
@@ -160,10 +169,11 @@ pub(crate) fn settings(policy: &Policy, dev: bool) -> Settings {
             Some(OperatorEngine::Deno) => engine::Choice::Deno,
         },
         run_folder: host.run_folder.clone().unwrap_or(default.run_folder),
-        prewarmed: host.prewarmed,
+        prewarmed: if purpose == Purpose::Check { 0 } else { host.prewarmed },
+        keeps_nothing: purpose == Purpose::Check,
         kv_folder: host.storage.clone(),
         pool: policy.pool.clone(),
-        dev,
+        dev: purpose == Purpose::Develop,
         extra_roots: host.ca.as_ref().map(|authorities| authorities.path.clone()),
         keep_host_off_reserved_cpus: true,
         ..default

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use portcullis_config::Policy;
 use portcullis_operators::control;
 
-pub(crate) use host::{Host, settings};
+pub(crate) use host::{Host, Purpose, settings};
 
 use crate::failure::Failure;
 
@@ -71,7 +71,7 @@ impl Hosts {
     fn find(&self) -> Result<Vec<PathBuf>, Failure> {
         let run_folder = match &self.config {
             None => std::env::temp_dir(),
-            Some(path) => settings(&load(path)?, false).run_folder,
+            Some(path) => settings(&load(path)?, Purpose::Serve).run_folder,
         };
         let unreadable = |error: std::io::Error| {
             Failure::Running(format!("cannot look for hosts in `{}`: {error}", run_folder.display()))
