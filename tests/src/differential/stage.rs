@@ -1,4 +1,4 @@
-//! [`Stage`]: both hosts with the same policy, and how a row is run on one of them.
+//! [`Stage`]: a host with the plugins of some rows, and how a row is run on it.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::upstream::Upstream;
 const PIECE_PAUSE_MAX: Duration = Duration::from_millis(150);
 
 /// What belongs to a piece that was told of, the host sends on meanwhile.
-const PIECE_PAUSE: Duration = Duration::from_millis(20);
+const PIECE_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a request may take to the origin after the client has its answer.
 const UPSTREAM_LAG_MAX: Duration = Duration::from_millis(500);
@@ -30,50 +30,36 @@ const UPSTREAM_LAG_MAX: Duration = Duration::from_millis(500);
 /// How long a row may take to come to its end.
 const ROW_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Both hosts and what stands behind them. Rows are run one at a time.
+/// One host and what stands behind it. Rows are run one at a time.
 pub struct Stage {
-    sides: Vec<Side>,
+    host: HostKind,
+    server: Server,
+    transcripts: Arc<Transcripts>,
     origin: Origin,
     callee: Upstream,
     fences: u32,
     _folder: tempfile::TempDir,
 }
 
-struct Side {
-    host: HostKind,
-    server: Server,
-    transcripts: Arc<Transcripts>,
-}
-
 impl Stage {
-    /// Starts these hosts.
-    pub fn start<'a>(rows: impl IntoIterator<Item = &'a Row>, hosts: &[HostKind]) -> Result<Stage, String> {
+    /// Starts a host with the plugins of these rows.
+    pub fn start<'a>(host: HostKind, rows: impl IntoIterator<Item = &'a Row>) -> Result<Stage, String> {
         let (origin, callee) = (Origin::start()?, Upstream::start()?);
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
         let upstreams = Upstreams { origin: origin.address(), callee: callee.address(), closed: closed_address()? };
         let policy = policy::write(folder.path(), rows, &upstreams)?;
-        let side = |host: HostKind| -> Result<Side, String> {
-            let transcripts = Arc::new(Transcripts::default());
-            let noted = Arc::clone(&transcripts);
-            let server = Server::start_watched(host, &policy, move |line| !noted.note(line))?;
-            Ok(Side { host, server, transcripts })
-        };
-        let sides = std::thread::scope(|scope| -> Result<Vec<Side>, String> {
-            let side = &side;
-            let starting: Vec<_> = hosts.iter().map(|host| scope.spawn(move || side(*host))).collect();
-            let started =
-                starting.into_iter().map(|side| side.join().map_err(|_| "starting a host panicked".to_owned()));
-            started.map(|side| side.and_then(|side| side)).collect()
-        })?;
-        Ok(Stage { sides, origin, callee, fences: 0, _folder: folder })
+        let transcripts = Arc::new(Transcripts::default());
+        let noted = Arc::clone(&transcripts);
+        let server = Server::start_watched(host, &policy, move |line| !noted.note(line))?;
+        Ok(Stage { host, server, transcripts, origin, callee, fences: 0, _folder: folder })
     }
 
     /// Runs a row in a host that is its own, which may refuse to start, or end.
     pub fn run_alone(host: HostKind, row: &Row) -> Result<Outcome, String> {
-        let Ok(mut stage) = Stage::start([row], &[host]) else {
+        let Ok(mut stage) = Stage::start(host, [row]) else {
             return Ok(Outcome { lines: vec!["host: it does not start".to_owned()] });
         };
-        let outcome = stage.run(host, row);
+        let outcome = stage.run(row);
         let silent = outcome.as_ref().is_err_and(|error| error.contains(client::NO_ANSWER));
         if stage.is_running() && !silent {
             return outcome.map(|mut outcome| {
@@ -84,70 +70,53 @@ impl Stage {
         Ok(Outcome { lines: vec!["host: it crashes, or answers no more".to_owned()] })
     }
 
-    /// Whether all hosts still run.
+    /// Whether the host still runs.
     pub fn is_running(&mut self) -> bool {
-        self.sides.iter_mut().all(|side| side.server.is_running())
+        self.server.is_running()
     }
 
-    /// Runs a row on one host.
-    pub fn run(&mut self, host: HostKind, row: &Row) -> Result<Outcome, String> {
-        let index = self.sides.iter().position(|side| side.host == host).ok_or("this host has no server")?;
+    /// Runs a row.
+    pub fn run(&mut self, row: &Row) -> Result<Outcome, String> {
         self.fences += 1;
-        let Some(side) = self.sides.get_mut(index) else { return Err("this host has no server".to_owned()) };
-        let mut outcome = Outcome::default();
-        for step in &row.steps {
-            side.step(row, step, (&self.origin, &self.callee), &mut outcome)
-                .map_err(|error| format!("{error}\nlog of {}:\n{}", host.name(), side.server.log()))?;
-        }
-        side.finish(row, self.fences).map_err(|error| {
-            let told = side.transcripts.told(&row.id);
-            format!(
-                "{error}; its guest told\n{}\n{}\nlog of {}:\n{}",
-                told.roots.iter().flat_map(|(_, lines)| lines).cloned().collect::<Vec<_>>().join("\n"),
-                told.streams.join("\n"),
-                host.name(),
-                side.server.log()
-            )
+        let mut seen = Outcome::default();
+        let ran = row.steps.iter().try_for_each(|step| self.step(row, step, &mut seen)).and_then(|()| self.finish(row));
+        let told = self.transcripts.told(&row.id);
+        ran.map_err(|error| {
+            let roots: Vec<&str> = told.roots.iter().flat_map(|(_, lines)| lines).map(String::as_str).collect();
+            let (roots, streams) = (roots.join("\n"), told.streams.join("\n"));
+            let host = self.host.name();
+            format!("{host}: {error}; its guest told\n{roots}\n{streams}\nlog of {host}:\n{}", self.server.log())
         })?;
-        let told = side.transcripts.told(&row.id);
-        let mut whole = Outcome::default();
+        let mut outcome = Outcome::default();
         if row.root {
-            whole.root(&told, row.until);
+            outcome.root(&told, row.until);
         }
         if row.coarse {
-            whole.callbacks(&told);
+            outcome.callbacks(&told);
         } else {
-            whole.streams(&told, row.plugins.is_empty());
+            outcome.streams(&told, row.plugins.is_empty());
         }
-        whole.lines.append(&mut outcome.lines);
+        outcome.lines.append(&mut seen.lines);
         if !row.metrics.is_empty() {
-            let counters = side.server.counters()?;
+            let counters = self.server.counters()?;
             for name in &row.metrics {
                 let value = counters.get(*name).map_or("absent".to_owned(), i64::to_string);
-                whole.lines.push(format!("metric: {name} {value}"));
+                outcome.lines.push(format!("metric: {name} {value}"));
             }
         }
-        if !side.server.is_running() {
-            return Err(format!("{} has ended:\n{}", host.name(), side.server.log()));
+        if !self.is_running() {
+            return Err(format!("{} has ended:\n{}", self.host.name(), self.server.log()));
         }
-        Ok(whole)
+        Ok(outcome)
     }
-}
 
-impl Side {
     /// Sends a step's request and notes what client and upstreams saw.
-    fn step(
-        &mut self,
-        row: &Row,
-        step: &Step,
-        (origin, callee): (&Origin, &Upstream),
-        outcome: &mut Outcome,
-    ) -> Result<(), String> {
-        callee.answer(step.callouts.clone());
-        callee.take_requests();
+    fn step(&mut self, row: &Row, step: &Step, outcome: &mut Outcome) -> Result<(), String> {
+        self.callee.answer(step.callouts.clone());
+        self.callee.take_requests();
         let pace = Pace::new(&self.transcripts, &row.id);
         let origin_pace = Pace::new(&self.transcripts, &row.id);
-        origin.answer(step.response.clone(), move |piece| origin_pace.wait(piece));
+        self.origin.answer(step.response.clone(), move |piece| origin_pace.wait(piece));
         let request = self.request(row, step);
         let deadline = Instant::now() + ROW_TIME_MAX;
         let response = loop {
@@ -164,18 +133,18 @@ impl Side {
         };
         outcome.response(response.as_ref());
         if row.upstream {
-            let mut requests = origin.requests();
+            let mut requests = self.origin.requests();
             let deadline = Instant::now() + UPSTREAM_LAG_MAX;
             while requests.len() < step.await_upstream && Instant::now() < deadline {
                 // What is sent on at once may still arrive after the answer that the client has.
                 std::thread::sleep(PIECE_PAUSE);
-                requests = origin.requests();
+                requests = self.origin.requests();
             }
             outcome.upstream(&requests);
         }
         let slug = row.slug();
         let ours = |request: &ObservedRequest| !row.fire_and_forget && request.path.contains(&slug);
-        for request in callee.take_requests().into_iter().filter(ours) {
+        for request in self.callee.take_requests().into_iter().filter(ours) {
             outcome.request("callee", &request, row.deviation == Some("notes on callouts"));
         }
         Ok(())
@@ -196,14 +165,14 @@ impl Side {
     }
 
     /// Waits until the row's guests have told everything.
-    fn finish(&self, row: &Row, fence: u32) -> Result<(), String> {
+    fn finish(&self, row: &Row) -> Result<(), String> {
         if let Some(until) = row.until
             && !self.transcripts.wait(&row.id, ROW_TIME_MAX, |told| told.contains(until))
         {
             return Err(format!("its guest never told `{until}`"));
         }
         if row.dies {
-            return self.fence(fence);
+            return self.fence(self.fences);
         }
         let streams = row.steps.len() * row.plugins.len().max(1);
         let ended = |told: &Told| told.streams_have_ended() && told.ended >= streams;

@@ -34,8 +34,11 @@ pub struct Suite {
     /// Which of the stages each row is run on.
     places: Vec<usize>,
     /// Hosts take so many plugins and no more, so there are several.
-    stages: Vec<Mutex<Option<Result<Stage, String>>>>,
+    stages: Vec<((HostKind, usize), Place)>,
 }
+
+/// A stage once it was started, or why it could not be.
+type Place = Mutex<Option<Result<Stage, String>>>;
 
 /// Plugins that one stage holds, beside those that rows share.
 const PLUGINS_MAX: usize = 40;
@@ -56,11 +59,12 @@ impl Suite {
             .iter()
             .map(|row| {
                 plugins += if row.alone { 0 } else { row.plugins.len() };
-                // Rows without plugins of their own can be run on any.
-                if row.plugins.is_empty() { 0 } else { plugins / PLUGINS_MAX }
+                plugins / PLUGINS_MAX
             })
             .collect();
-        let stages = (0..=plugins / PLUGINS_MAX).map(|_| Mutex::new(None)).collect();
+        let numbers = 0..=plugins / PLUGINS_MAX;
+        let stages = numbers.flat_map(|number| [(HostKind::Envoy, number), (HostKind::Standalone, number)]);
+        let stages = stages.map(|key| (key, Mutex::new(None))).collect();
         Suite { rows, results, places, stages }
     }
 
@@ -77,31 +81,35 @@ impl Suite {
         result.get_or_init(|| self.run(index, row)).as_ref().map_err(Clone::clone)
     }
 
+    /// Both hosts at once, each with upstreams of its own.
     fn run(&self, index: usize, row: &Row) -> Result<Compared, String> {
+        let (envoy, ours) = std::thread::scope(|scope| {
+            let envoy = scope.spawn(|| self.run_on(HostKind::Envoy, index, row));
+            let ours = self.run_on(HostKind::Standalone, index, row);
+            (envoy.join().unwrap_or_else(|_| Err("running Envoy panicked".to_owned())), ours)
+        });
+        Ok(Compared { envoy: envoy?, ours: ours? })
+    }
+
+    fn run_on(&self, host: HostKind, index: usize, row: &Row) -> Result<Outcome, String> {
         if row.alone {
-            return Ok(Compared {
-                envoy: Stage::run_alone(HostKind::Envoy, row)?,
-                ours: Stage::run_alone(HostKind::Standalone, row)?,
-            });
+            return Stage::run_alone(host, row);
         }
         let number = self.places.get(index).copied().unwrap_or_default();
-        let Some(place) = self.stages.get(number) else { return Err("there is no such stage".to_owned()) };
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        let stage = place.get_or_insert_with(|| self.start(number)).as_mut().map_err(|error| error.clone())?;
-        let compared = stage.run(HostKind::Envoy, row).and_then(|envoy| {
-            let ours = stage.run(HostKind::Standalone, row)?;
-            Ok(Compared { envoy, ours })
-        });
-        if compared.is_err() && !stage.is_running() {
+        let place = self.stages.iter().find(|(key, _)| *key == (host, number)).map(|(_, place)| place);
+        let mut place = place.ok_or("there is no such stage")?.lock().unwrap_or_else(PoisonError::into_inner);
+        let stage = place.get_or_insert_with(|| self.start(host, number)).as_mut().map_err(|error| error.clone())?;
+        let outcome = stage.run(row);
+        if outcome.is_err() && !stage.is_running() {
             // A row that ends a host must not fail those after it.
             *place = None;
         }
-        compared
+        outcome
     }
 
-    fn start(&self, number: usize) -> Result<Stage, String> {
+    fn start(&self, host: HostKind, number: usize) -> Result<Stage, String> {
         let rows = self.rows.iter().zip(&self.places).filter(|(row, place)| !row.alone && **place == number);
-        Stage::start(rows.map(|(row, _)| row), &[HostKind::Envoy, HostKind::Standalone])
+        Stage::start(host, rows.map(|(row, _)| row))
     }
 
     /// Whether a row came out as declared.
@@ -146,7 +154,7 @@ impl Suite {
 
     /// Ends both hosts.
     pub fn end(&self) {
-        for stage in &self.stages {
+        for (_, stage) in &self.stages {
             *stage.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
