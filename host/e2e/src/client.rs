@@ -42,21 +42,37 @@ pub fn send_paced(
             Err(error) => return Err(fail("cannot write to", &error)),
         }
     }
+    let head_request = request.method == "HEAD";
     let mut received = Vec::new();
-    match stream.read_to_end(&mut received) {
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            return Err(format!("{NO_ANSWER} {address} to `{} {}` in {patience:?}", request.method, request.path));
+    let mut block = [0; 64 * 1024];
+    // A server may keep the connection open for a while after a whole response, in case the client still sends.
+    while !is_whole(&received, head_request) {
+        match stream.read(&mut block) {
+            Ok(0) => break,
+            Ok(count) => received.extend_from_slice(block.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Err(format!("{NO_ANSWER} {address} to `{} {}` in {patience:?}", request.method, request.path));
+            }
+            Err(error) => return Err(fail("cannot read from", &error)),
         }
-        Err(error) => return Err(fail("cannot read from", &error)),
     }
     if received.is_empty() {
         return Ok(None);
     }
-    parse(&received, request.method == "HEAD")
+    parse(&received, head_request)
         .map(Some)
         .map_err(|problem| format!("{address} sent what is no HTTP response: {problem}: {}", received.escape_ascii()))
+}
+
+/// Whether all of a response is there, by what it says of its own end.
+fn is_whole(received: &[u8], head_request: bool) -> bool {
+    parse(received, head_request).is_ok_and(|response| {
+        let bodiless = head_request || matches!(response.status, 204 | 304);
+        let framed = ["content-length", "transfer-encoding"].iter().any(|name| response.fields.get(name).is_some());
+        response.complete && (bodiless || framed)
+    })
 }
 
 /// The request in the pieces it is written in: the head, each piece of the body, the end.
