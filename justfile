@@ -58,7 +58,7 @@ run CONFIG:
     cargo xtask test --only filters --only build
     "${CARGO_TARGET_DIR:-target}/debug/portcullis" serve {{ quote(CONFIG) }}
 
-# one benchmark: `policy` (the decision, natively) or `abi` (the same as a guest)
+# one benchmark: `hostcalls` (host and guest by themselves), `policy` (a decision, natively), `abi` (the same as a guest), `end_to_end`
 bench NAME:
     cargo xtask build-filters
     cargo bench --package portcullis-benches --bench {{ NAME }}

@@ -1,4 +1,5 @@
 //! No filter lacks what a filter has: README, configurations good and bad, scenarios, and imports that somebody agreed to.
+//! No limit lacks a test.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -141,4 +142,61 @@ fn imports(module: &Path) -> BTreeSet<String> {
         }
     }
     found
+}
+
+// ---- limits
+
+fn page_of_limits() -> String {
+    std::fs::read_to_string(places::workspace().join("docs/limits.md")).expect("`docs/limits.md`")
+}
+
+/// What stands between backticks in the first or the last column of the page's tables.
+fn quoted(page: &str, last: bool) -> BTreeSet<String> {
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    rows.filter_map(|row| {
+        let mut cells = row.trim_matches('|').split('|');
+        if last { cells.next_back() } else { cells.next() }
+    })
+    .flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>())
+    .collect()
+}
+
+/// Names of all functions in Rust files below the workspace's folders.
+fn functions() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut folders: Vec<PathBuf> = ["host", "filters", "tests"].map(|name| places::workspace().join(name)).into();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                let names = text.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
+                found.extend(names.map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_test_that_the_page_of_limits_names_is_there() {
+    let named = quoted(&page_of_limits(), true);
+    assert!(named.len() > 50, "the page names {} tests", named.len());
+    let missing: Vec<_> = named.difference(&functions()).cloned().collect();
+    assert!(missing.is_empty(), "docs/limits.md names tests that are not there: {missing:?}");
+}
+
+#[test]
+fn every_limit_of_a_policy_has_a_test() {
+    let text = std::fs::read_to_string(places::workspace().join("docs/portcullis.schema.json")).expect("the schema");
+    let schema: serde_json::Value = serde_json::from_str(&text).expect("the schema is JSON");
+    let named = quoted(&page_of_limits(), false);
+    for section in ["FilterLimits", "ListenerLimits", "CodeCache"] {
+        let settings = schema["$defs"][section]["properties"].as_object().expect("settings of the section");
+        let limits = settings.keys().filter(|key| section != "CodeCache" || key.starts_with("max_"));
+        let missing: Vec<_> = limits.filter(|key| !named.contains(*key)).collect();
+        assert!(missing.is_empty(), "docs/limits.md says of `{section}` nothing about {missing:?}");
+    }
 }

@@ -22,10 +22,11 @@ mod embedder;
 mod engine;
 mod exchange;
 mod fields;
-#[doc(hidden)]
-pub mod fuzzing;
 mod grpc;
 mod hostcalls;
+mod ids;
+#[doc(hidden)]
+pub mod internals;
 mod pairs;
 mod plugin;
 mod property;

@@ -14,6 +14,7 @@ use crate::embedder::{Embedder, Lint, LogRecord};
 use crate::engine::EPOCH;
 use crate::exchange::Exchange;
 use crate::fields::FieldMap;
+use crate::ids::IdMap;
 use crate::plugin::Plugin;
 use crate::shared::{MetricCell, Shared};
 use crate::state::Declarations;
@@ -268,7 +269,9 @@ pub(crate) struct VmState {
     /// The plugin that the VM was made for: its VM configuration, environment and limits hold for all that share it.
     pub(crate) plugin: Arc<Plugin>,
     pub(crate) roots: BTreeMap<u32, Root>,
-    pub(crate) streams: HashMap<u32, StreamContext>,
+    pub(crate) streams: IdMap<u32, StreamContext>,
+    /// Some plugin here may not call every function: only then each call has to be looked at.
+    pub(crate) restricted: bool,
     pub(crate) callback: Callback,
     /// The context whose callback runs.
     pub(crate) context: u32,
@@ -278,7 +281,7 @@ pub(crate) struct VmState {
     /// The last token of each kind.
     last_tokens: [u32; 3],
     /// Callouts under way, by token.
-    pub(crate) calls: HashMap<u32, OpenCall>,
+    pub(crate) calls: IdMap<u32, OpenCall>,
     pub(crate) ended: Ended,
     pub(crate) call_requests: Vec<CallRequest>,
     /// Streams, with stages, in which a guest asked for something.
@@ -301,7 +304,7 @@ const START_LOG_LINES_MAX: usize = 50;
 /// Metrics that this VM has defined; an id's low bits say the kind, as in Envoy.
 #[derive(Default)]
 pub(crate) struct MetricTable {
-    pub(crate) by_id: HashMap<u32, Arc<MetricCell>>,
+    pub(crate) by_id: IdMap<u32, Arc<MetricCell>>,
     pub(crate) next: [u32; 3],
 }
 
@@ -625,13 +628,14 @@ impl Vm {
             id,
             plugin: Arc::clone(plugin),
             roots: BTreeMap::new(),
-            streams: HashMap::new(),
+            streams: IdMap::default(),
+            restricted: plugin.capabilities.functions.is_some(),
             callback: Callback { name: "_initialize", doing: Doing::Starting },
             context: 0,
             effective: 0,
             next_context: 1,
             last_tokens: [CallKind::Http, CallKind::GrpcCall, CallKind::GrpcStream].map(|kind| kind as u32),
-            calls: HashMap::new(),
+            calls: IdMap::default(),
             ended: Ended::default(),
             call_requests: Vec::new(),
             touched: Vec::new(),
@@ -710,7 +714,9 @@ impl Vm {
             declared: Declarations::default(),
             done_pending: false,
         };
-        self.store.data_mut().roots.insert(id, root);
+        let state = self.store.data_mut();
+        state.restricted |= plugin.capabilities.functions.is_some();
+        state.roots.insert(id, root);
         if self.started {
             self.start_began = thread_cpu_time();
         }

@@ -13,7 +13,7 @@ mod tcp;
 pub use tcp::ClosedBy;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::embedder::{Embedder, LogRecord};
 use crate::exchange::{Ending, Exchange, LocalResponse, RouteInfo, StageView, StreamInfo, UpstreamInfo};
 use crate::fields::FieldMap;
 use crate::grpc::{Answer, status};
+use crate::ids::IdMap;
 use crate::plugin::Plugin;
 use crate::relay::Relay;
 use crate::shared::{Mailbox, Shared, SharedLimits, Waker};
@@ -342,9 +343,9 @@ pub struct Worker {
     mailbox: Arc<Mailbox>,
     plugins: Vec<PluginSlot>,
     vms: Vec<VmSlot>,
-    streams: HashMap<StreamId, Box<Stream>>,
-    relays: HashMap<StreamId, Box<Relay>>,
-    calls: HashMap<CallId, PendingCall>,
+    streams: IdMap<StreamId, Box<Stream>>,
+    relays: IdMap<StreamId, Box<Relay>>,
+    calls: IdMap<CallId, PendingCall>,
     actions: VecDeque<Action>,
     errands: VecDeque<Errand>,
     next_id: u64,
@@ -376,9 +377,9 @@ impl Worker {
             mailbox,
             plugins: Vec::new(),
             vms: Vec::new(),
-            streams: HashMap::new(),
-            relays: HashMap::new(),
-            calls: HashMap::new(),
+            streams: IdMap::default(),
+            relays: IdMap::default(),
+            calls: IdMap::default(),
             actions: VecDeque::new(),
             errands: VecDeque::new(),
             next_id: 1,
@@ -672,6 +673,11 @@ impl Worker {
             }
         }
         self.settle();
+    }
+
+    pub(crate) fn tick(&mut self, plugin: usize) {
+        let (slot, root) = (self.plugins[plugin].vm, self.plugins[plugin].root);
+        self.run(slot, None, |vm| vm.on_tick(root));
     }
 
     /// Tells `waker` whenever [`Worker::run_notifications`] has something to do.

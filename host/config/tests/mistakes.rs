@@ -75,6 +75,72 @@ files! {
 }
 
 #[test]
+fn more_elements_than_are_supported_are_refused() {
+    let head = "version: 1\nlisteners: [{ name: a, address: \"127.0.0.1:0\" }]\n";
+    let route = "routes: [{ name: all, respond: { status: 200 } }]\n";
+    let list = |section: &str, count: usize, element: &dyn Fn(usize) -> String| {
+        let elements: Vec<String> = (0..count).map(element).collect();
+        format!("{section}: [{}]\n", elements.join(", "))
+    };
+    let listener = |index| format!("{{ name: l{index}, address: \"127.0.0.1:{}\" }}", 2000 + index);
+    let filter = |index| format!("{{ name: f{index}, wasm: good.wasm }}");
+    let routed =
+        |index| format!("{{ name: r{index}, match: {{ path: {{ exact: /{index} }} }}, respond: {{ status: 200 }} }}");
+    let mapping = |section: &str, count: usize, element: &str| {
+        let elements: Vec<String> = (0..count).map(|index| format!("e{index}: {element}")).collect();
+        format!("{section}: {{ {} }}\n", elements.join(", "))
+    };
+    type PolicyWith<'a> = &'a dyn Fn(usize) -> String;
+    let sections: [(&str, usize, PolicyWith<'_>); 5] = [
+        ("listeners", 64, &|count| format!("version: 1\n{route}{}", list("listeners", count, &listener))),
+        ("filters", 64, &|count| format!("{head}{route}{}", list("filters", count, &filter))),
+        ("upstreams", 1000, &|count| {
+            format!("{head}{route}{}", mapping("upstreams", count, "{ endpoints: [\"127.0.0.1:1\"] }"))
+        }),
+        ("operators", 1000, &|count| format!("{head}{route}{}", mapping("operators", count, "{ entry: good.ts }"))),
+        ("routes", 2000, &|count| format!("{head}{}", list("routes", count, &routed))),
+    ];
+    let files = files();
+    for (section, most, policy) in sections {
+        let refused =
+            |count| compile("portcullis.yaml", &policy(count), &files).err().map(|mistakes| mistakes.to_string());
+        let about_the_number = |said: &Option<String>| said.as_ref().is_some_and(|said| said.contains("are supported"));
+        assert!(!about_the_number(&refused(most)), "{section}: {:?}", refused(most));
+        let said = refused(most + 1).unwrap_or_default();
+        let expected = format!("error: there are {}, more than the {most} that are supported", most + 1);
+        assert!(said.starts_with(&expected) && said.contains("= hint: split the policy"), "{section}: {said}");
+    }
+}
+
+#[test]
+fn files_that_are_too_large_are_refused() {
+    let mebibyte = 1 << 20;
+    let files = files()
+        .with("large.json", vec![b' '; 16 * mebibyte + 1])
+        .with("large.pem", vec![b' '; mebibyte + 1])
+        .with("large.ts", vec![b' '; 16 * mebibyte + 1]);
+    let body = "x".repeat(64 * 1024 + 1);
+    for (policy, said) in [
+        (
+            "filters: [{ name: a, wasm: good.wasm, configuration_file: large.json }]".to_owned(),
+            "`large.json` is larger than 16MiB",
+        ),
+        (
+            "upstreams: { a: { endpoints: [\"127.0.0.1:1\"], tls: { ca: large.pem } } }".to_owned(),
+            "`large.pem` is larger than 1MiB",
+        ),
+        ("operators: { a: { entry: large.ts } }".to_owned(), "`large.ts` is larger than 16MiB"),
+        (
+            format!("routes: [{{ name: a, respond: {{ status: 200, body: {body} }} }}]"),
+            "the body has 65537 bytes, more than 64 KiB",
+        ),
+    ] {
+        let mistakes = compile("portcullis.yaml", &format!("version: 1\n{policy}\n"), &files).expect_err("too large");
+        assert!(mistakes.to_string().contains(said), "{said}: {mistakes}");
+    }
+}
+
+#[test]
 fn says_that_the_policy_file_is_missing() {
     let mistakes = load("/nowhere/portcullis.yaml".as_ref()).expect_err("there is no such file").to_string();
     assert_eq!(

@@ -418,6 +418,37 @@ mod tests {
         assert_eq!(out.lines().count(), 1);
     }
 
+    /// Takes nothing until it is let.
+    struct Blocked(Receiver<()>);
+
+    impl Write for Blocked {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            // An error: whoever holds it is gone, and everything passes.
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_slow_output_loses_lines_and_holds_up_nobody() {
+        let (open, blocked) = std::sync::mpsc::channel();
+        let writer = Writer::start(Box::new(Blocked(blocked))).expect("a thread");
+        let dropped = Arc::new(Counter::default());
+        let log = AccessLog::new(AccessLogFormat::Text, writer.sender(), Arc::clone(&dropped));
+        // Each line is a batch of its own. One more than wait can be in the writer's hands.
+        let path = [b'x'; BATCH_BYTES];
+        for _ in 0..BATCHES_MAX + 11 {
+            log.write(&Entry { path: &path, ..entry() });
+        }
+        let lost = dropped.get();
+        assert!(lost == 10 || lost == 11, "{lost} lines are lost");
+        drop((open, log));
+    }
+
     #[test]
     fn dates_are_right_around_leap_days() {
         for (seconds, expected) in [

@@ -198,6 +198,13 @@ fn what_is_written_is_what_envoy_writes() {
     check("random_get", "1024 0", b"");
 }
 
+/// Envoy's have none, and read as long as the guest says.
+#[test]
+fn the_pieces_of_one_write_are_bounded() {
+    assert_eq!(errno("fd_write", "1 65536 1024 1024"), "00");
+    assert_eq!(errno("fd_write", "1 65536 1025 1024"), "28");
+}
+
 #[test]
 fn pointers_outside_memory_are_a_fault() {
     for (function, arguments) in [

@@ -98,6 +98,19 @@ fn a_client_that_takes_nothing_loses_the_connection_also_after_its_request_was_e
     proxy.wait_for_metric("portcullis_connections_active", 0.0);
 }
 
+#[test]
+fn a_client_that_goes_on_sending_after_the_answer_loses_the_connection() {
+    let upstream = Upstream::echo();
+    let respond = "routes: [{ name: all, respond: { status: 413 } }]";
+    let proxy = Proxy::start(Folder::new().policy(&limited(&upstream, "request_timeout: 60s", respond)));
+    let mut stream = TcpStream::connect(proxy.address()).expect("a connection");
+    stream.set_write_timeout(Some(PATIENCE)).expect("an option");
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n").expect("to send");
+    let sent = (0..1_000).take_while(|_| stream.write_all(&[0; 1 << 20]).is_ok()).count();
+    assert!(sent < 100, "{sent} MiB were taken after the answer");
+    proxy.wait_for_metric("portcullis_connections_active", 0.0);
+}
+
 // ---- connections that only seem to live
 
 fn preface() -> Vec<u8> {
@@ -243,6 +256,21 @@ fn the_head_of_a_response_is_bounded_in_bytes_and_fields() {
     assert_eq!(proxy.get("/bytes/70000").status, 502);
     assert_eq!(proxy.get("/fields/200").status, 200);
     assert_eq!(proxy.get("/fields/300").status, 502);
+}
+
+#[test]
+fn a_connection_that_never_comes_about_is_given_up() {
+    // It is accepted by the system, and nobody answers the first message of TLS.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address");
+    let folder = Folder::new();
+    std::fs::write(folder.path().join("ca.pem"), certificate(&folder)).expect("a file");
+    let yaml = policy_yaml(address, PLAIN_ROUTE)
+        .replace("\"] }", "\"], connect_timeout: 100ms, tls: { server_name: localhost, ca: ca.pem } }");
+    let proxy = Proxy::start(folder.policy(&yaml));
+    let response = proxy.get("/");
+    assert_eq!(response.status, 503);
+    assert!(response.text().ends_with("reset reason: connection timeout"), "{}", response.text());
 }
 
 /// Asks `count` times at once and lets the upstream answer when all have arrived.

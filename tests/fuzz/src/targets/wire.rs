@@ -1,6 +1,6 @@
 //! Encodings that guests, upstreams and certificates bring along.
 
-use portcullis_abi::{CodeKey, GrpcMessages, ModuleLimits, fuzzing};
+use portcullis_abi::{CodeKey, GrpcMessages, ModuleLimits, internals};
 
 use super::outcome;
 use crate::Target;
@@ -9,11 +9,11 @@ use crate::Target;
 pub(super) const PAIRS: Target = Target {
     name: "pairs",
     about: "maps that guests hand over",
-    run: |input| outcome(fuzzing::pairs(input)),
+    run: |input| outcome(internals::pairs(input)),
     seeds: || {
         vec![
-            fuzzing::encode_pairs(&[(b":path", b"/"), (b"x-a", b"1"), (b"x-a", b"")]),
-            fuzzing::encode_pairs(&[]),
+            internals::encode_pairs(&[(b":path", b"/"), (b"x-a", b"1"), (b"x-a", b"")]),
+            internals::encode_pairs(&[]),
             vec![0; 4],
         ]
     },
@@ -24,7 +24,7 @@ pub(super) const PAIRS: Target = Target {
 pub(super) const SIGNATURES: Target = Target {
     name: "signatures",
     about: "protobuf messages, DER and PEM of the foreign functions for signatures",
-    run: |input| outcome(fuzzing::signatures(input)),
+    run: |input| outcome(internals::signatures(input)),
     seeds: || {
         let key = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\0\x04";
         let mut der = key.to_vec();
@@ -100,7 +100,7 @@ pub(super) const MODULES: Target = Target {
     about: "what is looked at of a module before it is compiled, and sealed code",
     run: |input| {
         let checked = ModuleLimits::default().check(input).map_err(|error| std::mem::discriminant(&error));
-        let opened = fuzzing::open_sealed(input, &CodeKey::new(&[7; CodeKey::LEN]));
+        let opened = internals::open_sealed(input, &CodeKey::new(&[7; CodeKey::LEN]));
         assert!(!opened, "nothing here was sealed with this key");
         outcome(checked.err())
     },

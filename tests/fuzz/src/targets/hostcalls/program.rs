@@ -1,7 +1,7 @@
 //! Programs: calls with arguments, as bytes for the guest.
 
 use arbitrary::Unstructured;
-use portcullis_abi::fuzzing::encode_pairs;
+use portcullis_abi::internals::encode_pairs;
 
 use super::guest::{DATA_BYTES, SCRATCH};
 

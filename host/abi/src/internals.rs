@@ -1,9 +1,15 @@
-//! Ways in for the fuzz targets in `tests/fuzz`, and for nobody else: no part of this crate's interface.
+//! Ways in for the fuzz targets in `tests/fuzz` and for `benches`, and for nobody else: no part of this crate's interface.
 
 use crate::code::{CodeKey, SealedError};
 use crate::engine::{Engine, EngineOptions, Module};
 use crate::fields::FieldMap;
+use crate::worker::Worker;
 use crate::{pairs, signature};
+
+/// Calls a plugin's tick, due or not, with nothing around it but what every callback has.
+pub fn tick(worker: &mut Worker, plugin: usize) {
+    worker.tick(plugin);
+}
 
 /// Reads a guest's map. What can be read is written again the same; says what happened.
 pub fn pairs(blob: &[u8]) -> Result<usize, String> {
