@@ -379,6 +379,87 @@ fn attributes_are_those_of_envoy_in_every_callback() {
     assert!(differ.is_empty(), "{} lines\n{}", differ.len(), differ.join("\n"));
 }
 
+/// The lines of a table of expressions that the host's own tests use, too: an expression and what is behind it.
+fn expressions(table: &str) -> Vec<(String, String)> {
+    let file = portcullis_tests::places::workspace().join("host/abi/testdata/expressions").join(table);
+    let lines = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let lines = lines.lines().filter_map(|line| line.split_once(" => "));
+    lines.map(|(source, answer)| (source.to_owned(), answer.to_owned())).collect()
+}
+
+/// Has hosts evaluate expressions in a stream.
+fn check_expressions(hosts: &[HostKind], rows: &[(String, String)]) {
+    let mut script = "request_headers: proxy_set_property \"foo\" \"v\"".to_owned();
+    for (source, _) in rows {
+        let source = source.replace('\\', "\\\\").replace('"', "\\\"").replace(';', "\\x3b");
+        script.push_str(&format!("\nrequest_headers: proxy_call_foreign_function \"expr_create\" \"{source}\""));
+        script.push_str("\nrequest_headers: proxy_call_foreign_function \"expr_evaluate\" $");
+    }
+    for host in hosts {
+        let mut request = RequestPlan::new("GET", "/p/a?q=1");
+        for (name, value) in [("accept", "*/*"), ("x-a", "1"), ("x-a", "2")] {
+            request.fields.push(name, value);
+        }
+        let seen = Calls::start(*host, &script).and_then(|mut calls| calls.request(request, ""));
+        let seen = seen.unwrap_or_else(|error| panic!("{}: {error}", host.name()));
+        assert_eq!(seen.len(), 1 + 2 * rows.len(), "{}", host.name());
+        let mut differ = Vec::new();
+        for (calls, (source, expected)) in seen[1..].chunks_exact(2).zip(rows) {
+            let answers = calls.iter().filter_map(|line| Some(line.rsplit_once(" -> ")?.1)).collect::<Vec<_>>();
+            let answer = answers.iter().find(|answer| !answer.starts_with("0 ")).or(answers.last());
+            let answer = answer
+                .map_or("", |answer| answer.strip_suffix(" \"\"").filter(|status| *status != "0").unwrap_or(answer));
+            if answer != expected {
+                differ.push(format!("{source}\n  expected {expected}\n  came to  {answer}"));
+            }
+        }
+        assert!(differ.is_empty(), "{}\n{}", host.name(), differ.join("\n"));
+    }
+}
+
+#[test]
+fn expressions_come_to_the_same_in_every_host() {
+    let everywhere = [HostKind::Harness, HostKind::Standalone, HostKind::Envoy];
+    check_expressions(&everywhere, &expressions("attributes.txt"));
+    // A guest may log so many lines at a time.
+    for rows in expressions("envoy.txt").chunks(400) {
+        check_expressions(&everywhere, rows);
+    }
+    let (of_envoy, ours): (Vec<_>, Vec<_>) = expressions("deviations.txt")
+        .into_iter()
+        .map(|(source, answers)| {
+            let (theirs, ours) = answers.split_once(" => ").unwrap_or_else(|| panic!("{source}"));
+            ((source.clone(), theirs.to_owned()), (source, ours.to_owned()))
+        })
+        .unzip();
+    check_expressions(&[HostKind::Envoy], &of_envoy);
+    check_expressions(&everywhere[..2], &ours);
+}
+
+#[test]
+fn expressions_belong_to_the_root_of_the_context_that_runs() {
+    check(
+        "-configure: proxy_call_foreign_function \"expr_create\" \"request.path\"\n",
+        r#"
+        proxy_call_foreign_function "expr_evaluate" "\x00\x00\x00\x00" -> 0 "/p?q"
+        proxy_call_foreign_function "expr_create" "plugin_name" -> 0 "\x01\x00\x00\x00"
+        proxy_call_foreign_function "expr_evaluate" "\x01\x00\x00\x00" -> 0 "calls"
+        proxy_set_effective_context 1 -> 0
+        proxy_call_foreign_function "expr_evaluate" "\x00\x00\x00\x00" -> 0 "/p?q"
+        proxy_get_property "request\0path" -> 1
+        proxy_call_foreign_function "expr_delete" "\x00\x00\x00\x00" -> 0 ""
+        proxy_call_foreign_function "expr_delete" "\x00\x00\x00\x00" -> 0 ""
+        proxy_call_foreign_function "expr_evaluate" "\x00\x00\x00\x00" -> 1 ""
+        proxy_call_foreign_function "expr_create" "1" -> 0 "\x02\x00\x00\x00"
+        proxy_call_foreign_function "expr_create" "" -> 2 ""
+        proxy_call_foreign_function "expr_create" "\xff" -> 2 ""
+        proxy_call_foreign_function "expr_evaluate" "" -> 2 ""
+        proxy_call_foreign_function "expr_evaluate" "\x00\x00\x00\x00\x00" -> 2 ""
+        proxy_call_foreign_function "expr_delete" "\x00" -> 2 ""
+        "#,
+    );
+}
+
 /// A file of keys and signatures that the host's own tests use, too.
 fn vector(name: &str) -> Vec<u8> {
     let file = portcullis_tests::places::workspace().join("host/abi/testdata/signatures").join(name);

@@ -2,7 +2,10 @@
 
 use crate::code::{CodeKey, SealedError};
 use crate::engine::{Engine, EngineOptions, Module};
+use crate::expression::Expression;
 use crate::fields::FieldMap;
+use crate::plugin::Plugin;
+use crate::property::Attributes;
 use crate::worker::Worker;
 use crate::{pairs, signature};
 
@@ -39,6 +42,14 @@ pub fn signatures(argument: &[u8]) -> (Option<usize>, Option<usize>) {
     let verified = signature::verify(argument).ok();
     assert!(verified.as_ref().is_none_or(|answer| answer.first() != Some(&0x08)), "a signature was taken for right");
     (verified.map(|answer| answer.len()), signature::sign(argument).ok().map(|answer| answer.len().min(80)))
+}
+
+/// Evaluates an expression of a plugin's, outside any stream. The error is its status.
+pub fn expression(plugin: &Plugin, source: &[u8]) -> Result<usize, u32> {
+    let mut out = Vec::new();
+    let expression = Expression::parse(source).map_err(|refused| refused.status as u32)?;
+    let evaluated = expression.evaluate(Attributes { plugin, stream: None }, &mut out);
+    evaluated.map(|()| out.len().min(64)).map_err(|refused| refused.status as u32 + 100)
 }
 
 /// Whether sealed code is opened.

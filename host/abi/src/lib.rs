@@ -21,6 +21,7 @@ mod code;
 mod embedder;
 mod engine;
 mod exchange;
+mod expression;
 mod fields;
 mod grpc;
 mod hostcalls;

@@ -77,7 +77,7 @@ impl Declarations {
     /// Declares a name, once.
     pub(crate) fn declare(&mut self, name: &[u8], declaration: Declaration, limits: &Limits) -> Result<(), Refused> {
         if self.by_name.contains_key(name) {
-            return Err(Refused { status: Status::BadArgument, reason: "the property is declared already" });
+            return Err(Refused { status: Status::BadArgument, reason: "the property is declared already".into() });
         }
         if self.by_name.len() >= limits.properties_max || self.bytes + name.len() > limits.map_bytes_max {
             return Err(FULL);
@@ -93,16 +93,16 @@ impl Declarations {
     }
 }
 
-/// Why a value was not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why something was not stored or done.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub(crate) status: Status,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
 }
 
 const FULL: Refused = Refused {
     status: Status::InternalFailure,
-    reason: "there are as many properties as allowed, or their values would become too large",
+    reason: Cow::Borrowed("there are as many properties as allowed, or their values would become too large"),
 };
 
 /// A value of one of Envoy's own kinds.
@@ -153,8 +153,10 @@ impl Object {
             | b"envoy.network.transport_socket.original_dst_address" => text.parse().ok().map(Object::Address),
             _ => return None,
         };
-        let refused =
-            Refused { status: Status::BadArgument, reason: "the value is not of the kind that the name stands for" };
+        let refused = Refused {
+            status: Status::BadArgument,
+            reason: "the value is not of the kind that the name stands for".into(),
+        };
         Some(made.ok_or(refused))
     }
 }
@@ -295,7 +297,7 @@ impl FilterState {
             Some(Some(found)) if !found.readonly => found,
             Some(_) => {
                 let reason = "the property is read-only and has its value already";
-                return Err(Refused { status: Status::BadArgument, reason });
+                return Err(Refused { status: Status::BadArgument, reason: reason.into() });
             }
             None => declared,
         };

@@ -13,6 +13,7 @@ use crate::abi::{BodyAction, Direction, HeadersAction, LogLevel};
 use crate::embedder::{Embedder, Lint, LogRecord};
 use crate::engine::EPOCH;
 use crate::exchange::Exchange;
+use crate::expression::Expressions;
 use crate::fields::FieldMap;
 use crate::ids::IdMap;
 use crate::plugin::Plugin;
@@ -131,6 +132,7 @@ pub(crate) struct Root {
     pub(crate) status: (u32, Vec<u8>),
     /// Properties that this context has declared; they hold for what its streams set.
     pub(crate) declared: Declarations,
+    pub(crate) expressions: Expressions,
     /// The guest answered `proxy_on_done` with no and has not called `proxy_done` yet.
     pub(crate) done_pending: bool,
 }
@@ -712,6 +714,7 @@ impl Vm {
             grpc_view: None,
             status: (0, Vec::new()),
             declared: Declarations::default(),
+            expressions: Expressions::default(),
             done_pending: false,
         };
         let state = self.store.data_mut();

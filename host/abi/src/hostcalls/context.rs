@@ -111,7 +111,7 @@ pub(super) fn with_filter_state(
 ) -> Result<(), Refused> {
     let Some(context) = state.effective_stream() else {
         let reason = "a root context has no stream to keep it with";
-        return Err(Refused { status: Status::NotFound, reason });
+        return Err(Refused { status: Status::NotFound, reason: reason.into() });
     };
     change(&mut context.exchange.borrow_mut().filter_state, &state.plugin.limits)
 }

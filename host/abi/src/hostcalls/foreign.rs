@@ -9,6 +9,8 @@ use flate2::write::ZlibEncoder;
 use super::context::{SETTABLE_PROPERTIES, with_filter_state};
 use super::{Answer, Call};
 use crate::abi::Status;
+use crate::expression::Expression;
+use crate::property::Attributes;
 use crate::protobuf::{self, Value};
 use crate::signature;
 use crate::state::{Declaration, Kind, Object, Span};
@@ -46,6 +48,9 @@ pub(super) fn call(
         }
         b"declare_property" => declare_property(call, &argument).map(|()| Vec::new()),
         b"set_envoy_filter_state" => set_envoy_filter_state(call, &argument).map(|()| Vec::new()),
+        b"expr_create" => expr_create(call, &argument),
+        b"expr_evaluate" => expr_evaluate(call, &argument, most),
+        b"expr_delete" => expr_delete(call, &argument).map(|()| Vec::new()),
         _ => return Ok(Status::NotFound),
     };
     let (status, result) = match result {
@@ -122,6 +127,57 @@ fn set_envoy_filter_state(call: &mut Call<'_>, argument: &[u8]) -> Result<(), St
     set.map_err(|refused| call.because(refused.reason, refused.status))?;
     call.lint(format!("keeps `{path}`, but nothing in this host acts on it"));
     Ok(())
+}
+
+/// Keeps an expression with the root of the context whose callback runs, whatever the effective context is.
+fn expr_create(call: &mut Call<'_>, source: &[u8]) -> Result<Vec<u8>, Status> {
+    let expression = Expression::parse(source).map_err(|refused| call.because(refused.reason, refused.status))?;
+    let state = call.state_mut();
+    let root = state.root_id_of(state.context).ok_or(Status::InternalFailure)?;
+    let others = state.roots.iter().filter(|(id, _)| **id != root).map(|(_, root)| root.expressions.bytes()).sum();
+    let expressions = &mut state.roots.get_mut(&root).ok_or(Status::InternalFailure)?.expressions;
+    let token = expressions.add(expression, others);
+    let token = token.map_err(|refused| call.because(refused.reason, refused.status))?;
+    Ok(token.to_le_bytes().to_vec())
+}
+
+fn expr_evaluate(call: &mut Call<'_>, token: &[u8], most: usize) -> Result<Vec<u8>, Status> {
+    let token = expression_token(call, token)?;
+    let state = call.state();
+    let root =
+        state.root_id_of(state.context).and_then(|root| state.roots.get(&root)).ok_or(Status::InternalFailure)?;
+    let Some(expression) = root.expressions.get(token) else {
+        return Err(call.because("there is no expression of this token", Status::NotFound));
+    };
+    let mut value = Vec::new();
+    let evaluated = match state.streams.get(&state.context) {
+        None => expression.evaluate(Attributes { plugin: &root.plugin, stream: None }, &mut value),
+        Some(context) => {
+            let exchange = context.exchange.borrow();
+            let stream = Some((&*exchange, context.stage));
+            expression.evaluate(Attributes { plugin: &root.plugin, stream }, &mut value)
+        }
+    };
+    evaluated.map_err(|refused| call.because(refused.reason, refused.status))?;
+    if value.len() > most {
+        let reason = "what the expression comes to is larger than `limits.buffer` allows";
+        return Err(call.because(reason, Status::InternalFailure));
+    }
+    Ok(value)
+}
+
+fn expr_delete(call: &mut Call<'_>, token: &[u8]) -> Result<(), Status> {
+    let token = expression_token(call, token)?;
+    let state = call.state_mut();
+    if let Some(root) = state.root_id_of(state.context).and_then(|root| state.roots.get_mut(&root)) {
+        root.expressions.remove(token);
+    }
+    Ok(())
+}
+
+fn expression_token(call: &mut Call<'_>, token: &[u8]) -> Result<u32, Status> {
+    let token = token.try_into().map(u32::from_le_bytes);
+    token.map_err(|_| call.because("the token should have 4 bytes", Status::BadArgument))
 }
 
 /// proto3 takes a message whose text is not UTF-8 for malformed.

@@ -215,6 +215,22 @@ fn what_a_few_bytes_unfold_into_is_bounded() {
     assert_eq!(unfold(1999), "3", "SerializationFailure");
 }
 
+#[test]
+fn what_an_expression_comes_to_is_bounded() {
+    // A list of one number has 22 bytes.
+    let evaluate = |most: usize| {
+        let calls = "(drop (call $foreign
+                (i32.const 48) (i32.const 11) (i32.const 64) (i32.const 3) (i32.const 80) (i32.const 84)))
+            (i32.store (i32.const 88) (i32.load (i32.load (i32.const 80))))
+            (call $foreign (i32.const 96) (i32.const 13) (i32.const 88) (i32.const 4) (i32.const 80) (i32.const 84))";
+        let data =
+            r#"(data (i32.const 48) "expr_create") (data (i32.const 64) "[1]") (data (i32.const 96) "expr_evaluate")"#;
+        status_with(data, calls, |plugin| plugin.limits.buffer_bytes_max = most)
+    };
+    assert_eq!(evaluate(22), "0");
+    assert_eq!(evaluate(21), ":", "InternalFailure");
+}
+
 // ---- turns
 
 /// Ticks each millisecond, and says so with its letter.

@@ -1,7 +1,6 @@
 //! The targets, by what they try.
 
 mod configuration;
-mod filters;
 mod hostcalls;
 mod http;
 mod jwt;
@@ -15,6 +14,7 @@ use crate::Target;
 pub const TARGETS: &[Target] = &[
     wire::PAIRS,
     hostcalls::PROPERTIES,
+    hostcalls::EXPRESSIONS,
     wire::SIGNATURES,
     wire::GRPC,
     wire::CERTIFICATES,

@@ -11,7 +11,6 @@ mod lifecycle;
 mod local;
 mod maps;
 mod shared;
-mod tcp;
 
 use super::row::{Row, Step};
 
@@ -29,7 +28,6 @@ pub fn all() -> Vec<Row> {
         environment::rows,
         failure::rows,
         languages::rows,
-        tcp::rows,
     ];
     areas.into_iter().flat_map(|rows| rows()).collect()
 }

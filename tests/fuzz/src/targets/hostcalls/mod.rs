@@ -8,6 +8,8 @@ mod guest;
 mod program;
 mod worker;
 
+use portcullis_abi::{Plugin, internals};
+
 use super::outcome;
 use crate::Target;
 
@@ -88,6 +90,45 @@ pub(super) const PROPERTIES: Target = Target {
         b"upstream",
         b"plugin_name",
         b"listener_direction",
+    ],
+};
+
+/// Expressions that guests have the host evaluate.
+pub(super) const EXPRESSIONS: Target = Target {
+    name: "expressions",
+    about: "expressions of `expr_create`, parsed and evaluated",
+    run: |input| {
+        thread_local! {
+            static PLUGIN: Plugin = Plugin::new("probe", guest::module());
+        }
+        PLUGIN.with(|plugin| outcome(internals::expression(plugin, input)))
+    },
+    seeds: || {
+        let table = include_str!("../../../../../host/abi/testdata/expressions/envoy.txt").lines();
+        table.filter_map(|line| Some(line.rsplit_once(" => ")?.0.as_bytes().to_vec())).collect()
+    },
+    words: &[
+        b"[1,2].map(x,",
+        b".map(x,[x,x])",
+        b".all(x,",
+        b".exists(x,",
+        b".filter(x,true)",
+        b".matches('",
+        b"(?i)",
+        b"\\\\pL",
+        b"{1000}",
+        b"plugin_name",
+        b"timestamp(",
+        b"duration('",
+        b".getHours('+01:00')",
+        b"string(",
+        b"{'a':",
+        b"||true",
+        b"&&",
+        b"?1:",
+        b"has(",
+        b" in ",
+        b"b'\\xff'",
     ],
 };
 
