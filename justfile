@@ -24,6 +24,11 @@ build-filters *NAMES:
 runner *ARGS:
     cargo xtask runner {{ ARGS }}
 
+# a filter to begin with, in filters/NAME, as part of the workspace
+new-filter NAME:
+    cargo run --quiet --bin portcullis -- new filter {{ NAME }} --path filters/{{ NAME }}
+    cargo fmt --all
+
 # what a built filter imports from its host
 imports NAME:
     cargo xtask imports {{ NAME }}

@@ -3,9 +3,10 @@
 //! The tests stand on `portcullis-e2e`, which is here under its own names: processes that end with the test ([`process`]), a
 //! client that sends what no well-behaved client would ([`client`]), an upstream that records and follows a script
 //! ([`upstream`]), policies ([`policy`]), running hosts ([`server`]) and the runner for scenarios over sockets ([`Sockets`]).
-//! Beside them a guest that makes the calls it is told to ([`calls`]).
+//! Beside them a guest that makes the calls it is told to ([`calls`]), and what every filter has to have ([`completeness`]).
 
 pub mod calls;
+pub mod completeness;
 pub mod connection;
 pub mod differential;
 pub mod places;

@@ -115,9 +115,10 @@ impl fmt::Display for ConfigErrors {
         for (position, ConfigError { path, problem, hint }) in self.errors.iter().enumerate() {
             let newline = if position == 0 { "" } else { "\n" };
             let colon = if *path == JsonPath::default() { "" } else { ": " };
-            write!(f, "{newline}{}: {path}{colon}{problem}", self.filter)?;
+            let path = one_line(&path.to_string());
+            write!(f, "{newline}{}: {path}{colon}{}", self.filter, one_line(problem))?;
             if let Some(hint) = hint {
-                write!(f, "\n  hint: {hint}")?;
+                write!(f, "\n  hint: {}", one_line(hint))?;
             }
         }
         Ok(())
@@ -125,6 +126,12 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+/// A text without control characters: what it quotes must not look like a line of its own.
+fn one_line(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(plain).collect()
+}
 
 /// Puts serde's message in our words. Serde quotes the value it found, and a value may be a secret: only its kind stays.
 fn explain(message: &str, beside: &[&str]) -> (String, Option<String>) {
@@ -217,6 +224,10 @@ mod tests {
         check(
             json!({"a`, b": 1}),
             "demo: [\"a`, b\"]: unknown key `a`, b`\n  hint: known here: `issuers`, `mode`, `rules`",
+        );
+        check(
+            json!({"\n\u{85}": 1}),
+            "demo: [\"\\n\\u{85}\"]: unknown key `\\n\\u{85}`\n  hint: known here: `issuers`, `mode`, `rules`",
         );
         check(
             json!({"issuers": {"a b": {"audience": "x"}}}),

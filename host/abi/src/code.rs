@@ -80,8 +80,30 @@ impl Engine {
     pub fn compile_sealed(&self, wasm: &[u8], limits: &ModuleLimits, key: &CodeKey) -> Result<Vec<u8>, ModuleError> {
         limits.check(wasm)?;
         let code = self.wasmtime.precompile_module(wasm).map_err(ModuleError::Invalid)?;
-        let seal = hmac::sign(&key.0, &sealed_bytes(&self.compiler_id(), &Sha256::digest(wasm).into(), &code));
-        Ok([MAGIC, seal.as_ref(), &code].concat())
+        Ok(self.seal(wasm, &code, key))
+    }
+
+    /// Seals with another key what [`Engine::compile_sealed`] made of `wasm`: whoever compiles need not have the key of those
+    /// who keep.
+    ///
+    /// # Errors
+    /// Where the bytes are not exactly that.
+    pub fn seal_again(&self, wasm: &[u8], sealed: &[u8], from: &CodeKey, to: &CodeKey) -> Result<Vec<u8>, SealedError> {
+        Ok(self.seal(wasm, self.unseal(&Sha256::digest(wasm).into(), sealed, from)?, to))
+    }
+
+    fn seal(&self, wasm: &[u8], code: &[u8], key: &CodeKey) -> Vec<u8> {
+        let seal = hmac::sign(&key.0, &sealed_bytes(&self.compiler_id(), &Sha256::digest(wasm).into(), code));
+        [MAGIC, seal.as_ref(), code].concat()
+    }
+
+    /// The code under the seal, if the seal is right.
+    fn unseal<'a>(&self, wasm: &[u8; 32], sealed: &'a [u8], key: &CodeKey) -> Result<&'a [u8], SealedError> {
+        let (seal, code) =
+            sealed.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(SEAL_LEN)).ok_or(SealedError::Forged)?;
+        let bytes = sealed_bytes(&self.compiler_id(), wasm, code);
+        hmac::verify(&key.0, &bytes, seal).map_err(|_| SealedError::Forged)?;
+        Ok(code)
     }
 }
 
@@ -91,14 +113,11 @@ impl Module {
     /// # Errors
     /// Where the bytes are not exactly that, or the module is no plugin this host can run.
     pub fn from_sealed(engine: &Engine, wasm: &[u8], sealed: &[u8], key: &CodeKey) -> Result<Module, SealedError> {
-        let (seal, code) =
-            sealed.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(SEAL_LEN)).ok_or(SealedError::Forged)?;
         let sha256: [u8; 32] = Sha256::digest(wasm).into();
-        let bytes = sealed_bytes(&engine.compiler_id(), &sha256, code);
-        hmac::verify(&key.0, &bytes, seal).map_err(|_| SealedError::Forged)?;
+        let code = engine.unseal(&sha256, sealed, key)?;
         // SAFETY: `deserialize` must be given nothing but what wasmtime itself has serialised, unmodified. The seal was
         // just verified over these very bytes, which are borrowed and so cannot change meanwhile; only
-        // `compile_sealed` makes seals, over what wasmtime returned; and the key is a secret of those who call it.
+        // `compile_sealed` makes seals, over what wasmtime returned, and `seal_again` of such; and the key is a secret of those who call it.
         let module = unsafe { wasmtime::Module::deserialize(&engine.wasmtime, code) }.map_err(SealedError::Refused)?;
         Ok(Module::checked(engine, &module, sha256)?)
     }
@@ -204,6 +223,21 @@ mod tests {
         let sealed = engine.compile_sealed(wasm, &ModuleLimits::default(), &key(1)).expect("sealed");
         let refused = Module::from_sealed(&engine, wasm, &sealed, &key(1));
         assert!(matches!(refused, Err(SealedError::Module(ModuleError::NoAbiVersion))), "{refused:?}");
+    }
+
+    #[test]
+    fn only_what_is_sealed_is_sealed_again() {
+        let (engine, wasm) = (engine(512 * 1024), plugin(b'a'));
+        let sealed = engine.compile_sealed(&wasm, &ModuleLimits::default(), &key(1)).expect("sealed");
+        let again = engine.seal_again(&wasm, &sealed, &key(1), &key(2)).expect("sealed again");
+        assert!(Module::from_sealed(&engine, &wasm, &again, &key(2)).is_ok());
+        assert!(forged(&Module::from_sealed(&engine, &wasm, &again, &key(1))));
+        let mut changed = sealed.clone();
+        *changed.last_mut().expect("bytes") ^= 1;
+        for (wasm, sealed, from) in [(&wasm, &changed, 1), (&wasm, &sealed, 3), (&plugin(b'b'), &sealed, 1)] {
+            let refused = engine.seal_again(wasm, sealed, &key(from), &key(2));
+            assert!(matches!(refused, Err(SealedError::Forged)));
+        }
     }
 
     #[test]

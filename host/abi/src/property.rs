@@ -307,7 +307,11 @@ fn upstream<'a>(exchange: &'a Exchange, name: &[u8]) -> Option<Value<'a>> {
         b"request_attempt_count" => {
             return Some(Value::Uint(upstream.map_or(0, |upstream| u64::from(upstream.attempts))));
         }
-        b"num_endpoints" => return exchange.info.route.endpoints.map(|number| Value::Uint(number as u64)),
+        // Of a TCP connection they are known once there is a connection to one of them.
+        b"num_endpoints" if exchange.tcp.is_none() || upstream.is_some() => {
+            return exchange.info.route.endpoints.map(|number| Value::Uint(number as u64));
+        }
+        b"transport_failure_reason" if exchange.tcp.is_some() => return Some(text("")),
         _ => {}
     }
     let UpstreamInfo { address, local_address, tls, ready_after, .. } = upstream?;

@@ -10,6 +10,7 @@ mod envoy_config;
 mod failure;
 mod image;
 mod logging;
+mod new;
 mod operators;
 mod package;
 mod serve;
@@ -49,6 +50,9 @@ enum Command {
     Test(test::Arguments),
     /// Show a request's way through a filter: every callback, every call of the filter's to the host, and what came of it.
     Trace(trace::Arguments),
+    /// Make a filter to begin with.
+    #[command(subcommand)]
+    New(new::Command),
     /// Make an OCI image of a module, for a registry that Istio or Envoy Gateway pull from. Prints the image's digest.
     ///
     /// The same module gives the same digest, wherever and whenever the image is made.
@@ -104,6 +108,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
+        Command::New(command) => new::run(&command),
         Command::Package(arguments) => package::run(&arguments),
         Command::EnvoyConfig(arguments) => envoy_config::run(&arguments),
         Command::Operators(command) => operators::run(&command),

@@ -1,4 +1,4 @@
-//! What authors of filters use of the `portcullis` binary: `test`, `trace`, `package`.
+//! What authors of filters use of the `portcullis` binary: `new`, `test`, `trace`, `package`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read as _};
@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 fn portcullis(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    command.env_remove("CARGO_TARGET_DIR").env_remove("PORTCULLIS_FILTERS");
     command
 }
 
@@ -359,4 +360,55 @@ fn package_refuses_what_is_no_filter_and_what_is_not_its_own() {
     assert!(output.status.code() == Some(1) && said.contains("not empty"), "{said}");
     assert!(filter.path().join("mine/letter.txt").exists());
     check(filter.path(), &["package", "guest.wasm", "-o", "d", "--variant", "docker", "--annotation", "a=b"], 2);
+}
+
+/// The name of a filter is that of its folder, also where a path does not show it.
+#[test]
+fn a_built_module_is_found_from_inside_the_filters_folder() {
+    let filter = Filter::new();
+    let folder = filter.path().join("a-guard");
+    std::fs::create_dir_all(folder.join("scenarios")).expect("a folder");
+    std::fs::write(folder.join("scenarios/a.yaml"), DENIED).expect("a file");
+    let built = folder.join("target/wasm32-wasip1/release");
+    std::fs::create_dir_all(&built).expect("a folder");
+    std::fs::copy(filter.path().join("guest.wasm"), built.join("a_guard.wasm")).expect("a file");
+    for path in ["scenarios/a.yaml", "scenarios", "."] {
+        let said = check(&folder, &["test", path], 0);
+        assert!(said.starts_with("ok      harness::a-guard  "), "{said}");
+    }
+    check(&folder, &["trace", "scenarios/a.yaml"], 0);
+}
+
+#[test]
+fn new_refuses_what_it_cannot_make() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = |arguments: &[&str]| {
+        let output = run(folder.path(), &[&["new", "filter"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(refused(&["Tenant"]).contains("`Tenant` is no name for a filter\n  hint: use 1 to 50 lower-case letters"));
+    assert!(refused(&["serde"]).contains("means something else to cargo"));
+    assert!(refused(&["a-guard", "--kit", "nowhere"]).contains("hint: name the folder of a checkout"));
+    assert!(refused(&["a-guard", "--kit", "."]).contains("`.` holds no `filters/kit`"));
+    std::fs::create_dir_all(folder.path().join("a-guard/src")).expect("a folder");
+    assert!(refused(&["a-guard"]).contains("exists already\n  hint: name another folder with `--path`"));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").collect();
+    assert_eq!(left.len(), 1, "nothing was made: {left:?}");
+}
+
+#[test]
+fn new_takes_the_kit_from_a_checkout_or_a_repository() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = |kit: &str, path: &str| {
+        check(folder.path(), &["new", "filter", "a-guard", "--kit", kit, "--path", path], 0);
+        std::fs::read_to_string(folder.path().join(path).join("Cargo.toml")).expect("a manifest")
+    };
+    let checkout = std::fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).expect("the checkout");
+    let kit = checkout.join("filters/kit").display().to_string();
+    let written = manifest(&checkout.display().to_string(), "here");
+    assert!(written.contains(&format!("portcullis-kit = {{ path = \"{kit}\" }}\n")), "{written}");
+    let written = manifest("https://git.example/portcullis", "there");
+    let from_git = "portcullis-kit = { git = \"https://git.example/portcullis\", features = [\"testing\"] }\n";
+    assert!(written.contains(from_git), "{written}");
 }

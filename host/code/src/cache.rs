@@ -71,11 +71,6 @@ impl Cache {
         &self.inner.settings.directory
     }
 
-    /// What code is sealed with that is to be kept here.
-    pub(crate) fn secret(&self) -> &[u8; CodeKey::LEN] {
-        &self.inner.secret
-    }
-
     /// The module that `wasm` was compiled to, if it lies here unharmed.
     pub(crate) fn get(&self, engine: &Engine, wasm: &[u8]) -> Result<Option<Module>, ModuleError> {
         let Inner { settings, directory, secret, .. } = &*self.inner;
@@ -94,15 +89,19 @@ impl Cache {
         Ok(None)
     }
 
-    /// Keeps what [`Engine::compile_sealed`] made with [`Cache::secret`]. A failure is logged and has no other effect.
-    pub(crate) fn put(&self, engine: &Engine, wasm: &[u8], sealed: &[u8]) {
-        let Inner { settings, directory, failed, .. } = &*self.inner;
+    /// Keeps what [`Engine::compile_sealed`] made with `key`. A failure is logged and has no other effect.
+    pub(crate) fn put(&self, engine: &Engine, wasm: &[u8], sealed: &[u8], key: &CodeKey) {
+        let Inner { settings, directory, secret, failed } = &*self.inner;
         if sealed.len() as u64 > settings.bytes_max || settings.entries_max == 0 {
             tracing::debug!(bytes = sealed.len(), "compiled code is larger than the code cache");
             return;
         }
         let name = entry_name(engine, wasm);
-        let kept = directory.write(&name, sealed).and_then(|()| directory.exclusively(|| self.tidy(&name)));
+        let kept = engine
+            .seal_again(wasm, sealed, key, &CodeKey::new(secret))
+            .map_err(std::io::Error::other)
+            .and_then(|sealed| directory.write(&name, &sealed))
+            .and_then(|()| directory.exclusively(|| self.tidy(&name)));
         if let Err(error) = kept
             && !failed.swap(true, Ordering::Relaxed)
         {

@@ -100,7 +100,7 @@ struct Inner {
     engine: Engine,
     cache: Option<Cache>,
     process: Option<CompilerProcess>,
-    /// Seals what is compiled until it is loaded; the cache has a key of its own.
+    /// Seals what is compiled until it is loaded. The cache has a key of its own, which never leaves this process.
     secret: [u8; CodeKey::LEN],
     cached: AtomicU64,
     compiled: AtomicU64,
@@ -144,7 +144,6 @@ impl Loader {
             cached.fetch_add(1, Ordering::Relaxed);
             return Ok(Loaded { module, source: Source::Cache });
         }
-        let secret = cache.as_ref().map_or(secret, Cache::secret);
         let sealed = match process {
             Some(process) => process.compile(wasm, limits, secret)?,
             None => compile_in_thread(engine, wasm, limits, secret)?,
@@ -156,7 +155,7 @@ impl Loader {
             })?;
         compiled.fetch_add(1, Ordering::Relaxed);
         if let Some(cache) = cache {
-            cache.put(engine, wasm, &sealed);
+            cache.put(engine, wasm, &sealed, &CodeKey::new(secret));
         }
         Ok(Loaded { module, source: Source::Compiler })
     }

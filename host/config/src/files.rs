@@ -54,13 +54,26 @@ impl Files for Folder {
     }
 }
 
-/// Files in memory, for tests and for programs that build policies themselves. All stand in the folder `/policy`.
-#[derive(Clone, Debug, Default)]
+/// Files in memory, for tests and for programs that build policies themselves. By default all stand in the folder `/policy`.
+#[derive(Clone, Debug)]
 pub struct InMemory {
+    base: PathBuf,
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
+impl Default for InMemory {
+    fn default() -> Self {
+        Self::at("/policy")
+    }
+}
+
 impl InMemory {
+    /// No files yet; the policy is as if it stood in the folder `base`, which is absolute.
+    #[must_use]
+    pub fn at(base: impl Into<PathBuf>) -> Self {
+        Self { base: base.into(), files: BTreeMap::new() }
+    }
+
     /// Adds a file under the name that the policy uses for it.
     #[must_use]
     pub fn with(mut self, written: &str, bytes: impl Into<Vec<u8>>) -> Self {
@@ -72,7 +85,7 @@ impl InMemory {
 
 impl Files for InMemory {
     fn resolve(&self, written: &str) -> PathBuf {
-        plain(&Path::new("/policy").join(written))
+        plain(&self.base.join(written))
     }
 
     fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {

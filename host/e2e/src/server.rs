@@ -13,10 +13,11 @@ use crate::client;
 use crate::process::{DEADLINE, Process};
 use crate::programs::Programs;
 
-/// A running host with one listener.
+/// A running host.
 pub struct Server {
     process: Process,
     host: HostKind,
+    listeners: BTreeMap<String, SocketAddr>,
     address: SocketAddr,
     admin: SocketAddr,
 }
@@ -42,15 +43,14 @@ impl Server {
         command.arg("serve").arg(policy);
         change(&mut command);
         let process = Process::start_keeping("portcullis serve", &mut command, keep)?;
-        let mut listener = None;
-        let mut admin = None;
-        // It says where it listens once everything has started, which is what we wait for.
+        let mut listeners = BTreeMap::new();
+        // It says where it listens once everything has started, the admin endpoints last; that is what we wait for.
         let (address, admin) = process.wait_for(|line| {
-            listener = listener.or_else(|| announced(line, "listener `public`"));
-            admin = admin.or_else(|| announced(line, "admin on"));
-            Some((listener?, admin?))
+            listeners.extend(announced_listener(line));
+            let admin = announced(line, "admin on")?;
+            Some((*listeners.get("public")?, admin))
         })?;
-        Ok(Server { process, host: HostKind::Standalone, address, admin })
+        Ok(Server { process, host: HostKind::Standalone, listeners, address, admin })
     }
 
     /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
@@ -94,9 +94,11 @@ impl Server {
             .map_err(|error| format!("envoy wrote no admin address: {error}\n{}", process.log()))?;
         let admin: SocketAddr =
             admin.trim().parse().map_err(|error| format!("envoy's admin address `{admin}`: {error}"))?;
-        let mut server = Server { process, host: HostKind::Envoy, address: admin, admin };
+        let mut server = Server { process, host: HostKind::Envoy, listeners: BTreeMap::new(), address: admin, admin };
         server.wait_until_live()?;
-        server.address = server.envoy_listener()?;
+        server.listeners = server.envoy_listeners()?;
+        let first = server.listeners.get("public").or(server.listeners.values().next()).copied();
+        server.address = first.ok_or_else(|| format!("envoy has no listener:\n{}", server.log()))?;
         Ok(server)
     }
 
@@ -134,7 +136,12 @@ impl Server {
         assert!(sent.is_ok_and(|status| status.success()), "no signal {name} could be sent");
     }
 
-    /// Where the listener is.
+    /// Where the listener of this name is.
+    pub fn listener(&self, name: &str) -> Result<SocketAddr, String> {
+        self.listeners.get(name).copied().ok_or_else(|| format!("there is no listener `{name}`:\n{}", self.log()))
+    }
+
+    /// Where the listener `public` is, or the only one there is.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -198,21 +205,28 @@ impl Server {
         Err(format!("envoy did not become ready:\n{}", self.log()))
     }
 
-    fn envoy_listener(&self) -> Result<SocketAddr, String> {
+    fn envoy_listeners(&self) -> Result<BTreeMap<String, SocketAddr>, String> {
         let text = self.admin_get("/listeners?format=json")?;
-        let listeners: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
-        let socket = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
-        let port = socket["port_value"].as_u64().and_then(|port| u16::try_from(port).ok());
-        match port {
-            Some(port) => Ok(([127, 0, 0, 1], port).into()),
-            None => Err(format!("envoy has no listener:\n{text}\n{}", self.log())),
-        }
+        let status: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        let listeners = status["listener_statuses"].as_array().into_iter().flatten();
+        let address = |listener: &Value| {
+            let port = listener["local_address"]["socket_address"]["port_value"].as_u64()?;
+            Some((listener["name"].as_str()?.to_owned(), ([127, 0, 0, 1], u16::try_from(port).ok()?).into()))
+        };
+        Ok(listeners.filter_map(address).collect())
     }
 }
 
 /// At its start Envoy lists every extension that it has, on sixty long lines.
 fn lists_extensions(line: &str) -> bool {
     line.contains("[info][main] [source/server/server.cc:4")
+}
+
+/// The listener that a line says is there: `listener `public` on http://127.0.0.1:8080`.
+fn announced_listener(line: &str) -> Option<(String, SocketAddr)> {
+    let (_, rest) = line.split_once("listener `")?;
+    let (name, rest) = rest.split_once("` on ")?;
+    Some((name.to_owned(), announced(rest, "://")?))
 }
 
 /// The address in a line that says `what` listens.
@@ -257,12 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_announced_address() {
-        let check = |line: &str, expected: Option<&str>| {
-            assert_eq!(announced(line, "listener `public`").map(|address| address.to_string()).as_deref(), expected);
+    fn finds_the_announced_listener() {
+        let check = |line: &str, expected: Option<(&str, &str)>| {
+            let found = announced_listener(line).map(|(name, address)| (name, address.to_string()));
+            assert_eq!(found.as_ref().map(|(name, address)| (name.as_str(), address.as_str())), expected);
         };
-        check("info: listener `public` on http://127.0.0.1:8080", Some("127.0.0.1:8080"));
-        check("info: listener `public`: 127.0.0.1:8080, 2 workers", Some("127.0.0.1:8080"));
-        check("info: listener `other`: 127.0.0.1:8080", None);
+        check("info: listener `public` on http://127.0.0.1:8080", Some(("public", "127.0.0.1:8080")));
+        check(r#"{"message":"listener `db` on tcp://127.0.0.1:5432"}"#, Some(("db", "127.0.0.1:5432")));
+        check("info: admin on http://127.0.0.1:8080", None);
     }
 }

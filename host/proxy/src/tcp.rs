@@ -195,8 +195,9 @@ impl Session {
             }
         });
         let mut idle = Idle::new(self.limits.idle_timeout);
+        let mut asked = Instant::now();
         let connected = tokio::select! {
-            connected = self.connect() => connected,
+            connected = self.connect(&mut asked) => connected,
             () = &mut idle => Err(End::Idle),
             reloaded = &mut cut => Err(End::Cut { reloaded }),
         };
@@ -208,6 +209,8 @@ impl Session {
                     address: ends.peer,
                     local_address: ends.local,
                     tls: ends.tls,
+                    attempts: 1,
+                    ready_after: Some(asked.elapsed()),
                     ..UpstreamInfo::default()
                 };
                 self.core.with(|filters| filters.connected(self.stream, info));
@@ -246,8 +249,8 @@ impl Session {
         end
     }
 
-    /// Waits until every filter has let the connection pass, then connects.
-    async fn connect(&self) -> Result<TcpLease, End> {
+    /// Waits until every filter has let the connection pass, then connects, and says from when on.
+    async fn connect(&self, asked: &mut Instant) -> Result<TcpLease, End> {
         poll_fn(|cx| {
             if let Some(details) = self.relay.closing.borrow().clone() {
                 return Poll::Ready(Err(End::Filter(details)));
@@ -259,6 +262,7 @@ impl Session {
             Poll::Pending
         })
         .await?;
+        *asked = Instant::now();
         let Some(upstream) = self.core.upstreams.get(self.upstream) else {
             return Err(End::Unreachable(UpstreamFailure::Resolve));
         };

@@ -10,11 +10,13 @@
 //! * [`rows`]: all of them, by area
 //! * [`policy`]: the policy that both hosts run
 //! * [`transcript`]: what guests told, picked out of the hosts' logs
+//! * [`conversation`]: what happens on a TCP connection
 //! * [`outcome`]: what came of a row, and which values in it are of no account
 //! * [`origin`]: the server behind the hosts
 //! * [`stage`]: the hosts, and how a row is run on one
 //! * [`suite`]: rows, outcomes and verdicts together
 
+pub mod conversation;
 pub mod origin;
 pub mod outcome;
 pub mod page;

@@ -22,7 +22,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("`uncompress`", "host/abi/tests/guests/limits.rs"),
     ("`verify_signature`, `sign`", "tests/tests/calls.rs"),
     ("requests that wait in a VM that traps", "host/abi/tests/guests/hostile.rs"),
-    ("`proxy_continue_stream(2)` of one filter while another holds", "host/abi/tests/guests/tcp.rs"),
     ("TCP connections on a listener with TLS", "host/proxy/tests/proxy/tcp.rs"),
     ("TLS that a client cuts off without its closing message", "host/proxy/tests/proxy/tcp.rs"),
     ("TCP connections in a VM that traps", "host/abi/tests/guests/tcp.rs"),

@@ -21,6 +21,8 @@ pub struct Upstreams {
     pub callee: SocketAddr,
     /// Nobody listens here.
     pub closed: SocketAddr,
+    /// Where TCP connections go.
+    pub tcp: SocketAddr,
 }
 
 /// Writes the policy, and what it names, into `folder`; returns its path.
@@ -39,13 +41,27 @@ pub fn write<'a>(
             json!({ "name": name, "match": path, "filters": [name], "upstream": "origin" })
         })
         .collect();
+    let mut listeners = vec![json!({
+        "name": "public",
+        "address": "127.0.0.1:0",
+        "limits": { "header_bytes": "512KiB", "header_count": 500 },
+    })];
     for row in rows.into_iter().filter(|row| !row.plugins.is_empty()) {
         let slug = row.slug();
         let mut names = Vec::new();
         for plugin in &row.plugins {
             let name = format!("{slug}-{}", plugin.name);
-            filters.push(filter(&name, &slug, plugin, folder)?);
+            filters.push(if row.is_tcp() {
+                filter(&name, &slug, &tcp_plugin(row, plugin), folder)?
+            } else {
+                filter(&name, &slug, plugin, folder)?
+            });
             names.push(name);
+        }
+        if row.is_tcp() {
+            let tcp = json!({ "upstream": row.origin, "filters": names });
+            listeners.push(json!({ "name": slug, "address": "127.0.0.1:0", "tcp": tcp }));
+            continue;
         }
         let path = json!({ "path": { "prefix": format!("/{slug}/") } });
         routes.push(json!({ "name": slug, "match": path, "filters": names, "upstream": "origin" }));
@@ -55,22 +71,31 @@ pub fn write<'a>(
         "workers": 1,
         "admin": { "address": "127.0.0.1:0" },
         "logging": { "format": "json", "access_log": false },
-        "listeners": [{
-            "name": "public",
-            "address": "127.0.0.1:0",
-            "limits": { "header_bytes": "512KiB", "header_count": 500 },
-        }],
+        "listeners": listeners,
         "filters": filters,
         "upstreams": {
             "origin": { "endpoints": [upstreams.origin.to_string()] },
             "callee": { "endpoints": [upstreams.callee.to_string()] },
             "closed": { "endpoints": [upstreams.closed.to_string()] },
+            "tcp": { "endpoints": [upstreams.tcp.to_string()] },
+            "tcp-closed": { "endpoints": [upstreams.closed.to_string()] },
         },
         "routes": routes,
     });
     let file = folder.join("portcullis.yaml");
     put(&file, format!("{policy:#}").as_bytes())?;
     Ok(file)
+}
+
+/// A TCP connection has no field for a script, which stands in its plugins' configuration instead.
+fn tcp_plugin(row: &Row, plugin: &Plugin) -> Plugin {
+    let mut settings = plugin.settings.clone();
+    if let Some(settings) = settings.as_object_mut() {
+        settings.insert("protocol".to_owned(), "tcp".into());
+    }
+    let configuration =
+        format!("row: {}\n{}\n{}", row.id, plugin.configuration, row.script.replace("ROW", &row.slug()));
+    plugin.clone().configuration(&configuration).settings(settings)
 }
 
 fn filter(name: &str, vm_id: &str, plugin: &Plugin, folder: &Path) -> Result<Value, String> {

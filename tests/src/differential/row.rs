@@ -3,6 +3,8 @@
 use portcullis_harness::{Callout, CalloutAnswer, FieldLines, RequestPlan, ResponsePlan};
 use serde_json::{Value, json};
 
+use super::conversation::Move;
+
 /// One question, and everything that is needed to ask it.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -18,6 +20,10 @@ pub struct Row {
     pub strict: bool,
     /// Its requests, in order.
     pub steps: Vec<Step>,
+    /// Instead of requests: what happens on a TCP connection through its plugins.
+    pub conversation: Vec<Move>,
+    /// The upstream of that connection.
+    pub origin: &'static str,
     /// Wait for this line of the guest's.
     pub until: Option<&'static str>,
     /// Streams end without a word, since their VM is gone.
@@ -213,6 +219,8 @@ impl Row {
             plugins: Vec::new(),
             strict: false,
             steps: vec![Step::get()],
+            conversation: Vec::new(),
+            origin: "tcp",
             until: None,
             dies: false,
             alone: false,
@@ -237,6 +245,29 @@ impl Row {
     pub fn steps(mut self, steps: impl IntoIterator<Item = Step>) -> Row {
         self.steps = steps.into_iter().collect();
         self
+    }
+
+    /// A TCP connection, instead of requests, on which this happens. The script is the configuration of its plugins.
+    #[must_use]
+    pub fn tcp(mut self, moves: impl IntoIterator<Item = Move>) -> Row {
+        self.steps.clear();
+        self.conversation = moves.into_iter().collect();
+        if self.plugins.is_empty() {
+            self.plugins.push(Plugin::new("own"));
+        }
+        self
+    }
+
+    /// Nobody listens at the upstream of its TCP connection.
+    #[must_use]
+    pub fn without_origin(mut self) -> Row {
+        self.origin = "tcp-closed";
+        self
+    }
+
+    /// Whether it is about a TCP connection.
+    pub fn is_tcp(&self) -> bool {
+        !self.conversation.is_empty()
     }
 
     /// A plugin of the row's own, further along the way of requests than those before.

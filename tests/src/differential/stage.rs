@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_harness::{HostKind, ObservedRequest, RequestPlan};
 
+use super::conversation::{TcpOrigin, converse};
 use super::origin::Origin;
 use super::outcome::Outcome;
 use super::policy::{self, SHARED, STRICT, Upstreams};
@@ -37,6 +38,7 @@ pub struct Stage {
     transcripts: Arc<Transcripts>,
     origin: Origin,
     callee: Upstream,
+    tcp: TcpOrigin,
     fences: u32,
     _folder: tempfile::TempDir,
 }
@@ -44,14 +46,19 @@ pub struct Stage {
 impl Stage {
     /// Starts a host with the plugins of these rows.
     pub fn start<'a>(host: HostKind, rows: impl IntoIterator<Item = &'a Row>) -> Result<Stage, String> {
-        let (origin, callee) = (Origin::start()?, Upstream::start()?);
+        let (origin, callee, tcp) = (Origin::start()?, Upstream::start()?, TcpOrigin::start()?);
         let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
-        let upstreams = Upstreams { origin: origin.address(), callee: callee.address(), closed: closed_address()? };
+        let upstreams = Upstreams {
+            origin: origin.address(),
+            callee: callee.address(),
+            closed: closed_address()?,
+            tcp: tcp.address(),
+        };
         let policy = policy::write(folder.path(), rows, &upstreams)?;
         let transcripts = Arc::new(Transcripts::default());
         let noted = Arc::clone(&transcripts);
         let server = Server::start_watched(host, &policy, move |line| !noted.note(line))?;
-        Ok(Stage { host, server, transcripts, origin, callee, fences: 0, _folder: folder })
+        Ok(Stage { host, server, transcripts, origin, callee, tcp, fences: 0, _folder: folder })
     }
 
     /// Runs a row in a host that is its own, which may refuse to start, or end.
@@ -79,7 +86,8 @@ impl Stage {
     pub fn run(&mut self, row: &Row) -> Result<Outcome, String> {
         self.fences += 1;
         let mut seen = Outcome::default();
-        let ran = row.steps.iter().try_for_each(|step| self.step(row, step, &mut seen)).and_then(|()| self.finish(row));
+        let steps = row.steps.iter().try_for_each(|step| self.step(row, step, &mut seen));
+        let ran = steps.and_then(|()| self.converse(row, &mut seen)).and_then(|()| self.finish(row));
         let told = self.transcripts.told(&row.id);
         ran.map_err(|error| {
             let roots: Vec<&str> = told.roots.iter().flat_map(|(_, lines)| lines).map(String::as_str).collect();
@@ -150,6 +158,25 @@ impl Stage {
         Ok(())
     }
 
+    /// Has a row's conversation on its listener.
+    fn converse(&self, row: &Row, outcome: &mut Outcome) -> Result<(), String> {
+        if !row.is_tcp() {
+            return Ok(());
+        }
+        self.callee.answer(Vec::new());
+        let lines = || self.transcripts.told(&row.id).streams.len();
+        let before = AtomicUsize::new(lines());
+        let told = || {
+            let seen = before.load(Ordering::SeqCst);
+            self.transcripts.wait(&row.id, PIECE_PAUSE_MAX, |told| told.streams.len() > seen);
+            std::thread::sleep(PIECE_PAUSE);
+            before.store(lines(), Ordering::SeqCst);
+        };
+        let said = |line: &str| self.transcripts.wait(&row.id, ROW_TIME_MAX, |told| told.contains(line));
+        let address = self.server.listener(&row.slug())?;
+        converse(address, &self.tcp, &row.conversation, &told, &said, outcome)
+    }
+
     fn request(&self, row: &Row, step: &Step) -> RequestPlan {
         let mut request = step.request.clone();
         let chain = match (row.plugins.is_empty(), row.strict) {
@@ -173,6 +200,10 @@ impl Stage {
         }
         if row.dies {
             return self.fence(self.fences);
+        }
+        if row.is_tcp() {
+            let ended = self.transcripts.wait(&row.id, ROW_TIME_MAX, Told::streams_have_ended);
+            return if ended { Ok(()) } else { Err("not every connection has ended".to_owned()) };
         }
         let streams = row.steps.len() * row.plugins.len().max(1);
         let ended = |told: &Told| told.streams_have_ended() && told.ended >= streams;

@@ -263,16 +263,19 @@ mod tests {
 
     #[test]
     fn bounds_are_written_for_the_controllers_that_there_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let groups = |controllers: &[&'static str]| Groups {
-            folder: folder.path().to_owned(),
-            controllers: controllers.iter().copied().collect(),
+        let temporary = tempfile::tempdir().unwrap();
+        // Dropping groups removes their folder: each has one of its own.
+        let groups = |controllers: &[&'static str]| {
+            let folder = temporary.path().join(format!("of {}", controllers.join(" ")));
+            fs::create_dir(&folder).unwrap();
+            Groups { folder, controllers: controllers.iter().copied().collect() }
         };
         let bounds = Bounds { memory_bytes: 1 << 20, threads: 32, cpus: 2 };
         // Files that a real group has by itself are missing in a plain folder, so writing one is what fails.
         let error = groups(&["pids"]).create("a", bounds).unwrap_err();
         assert!(error.to_string().starts_with("pids.max: "), "{error}");
-        let none = groups(&[]).create("b", bounds).unwrap();
+        let unbounded = groups(&[]);
+        let none = unbounded.create("b", bounds).unwrap();
         assert_eq!(fs::read_dir(none.path()).unwrap().count(), 0);
         assert!(matches!(groups(&WANTED).state(), LayerState::Active));
         let LayerState::Partial { reason } = groups(&["cpu"]).state() else { panic!("not in part") };

@@ -78,13 +78,15 @@ fn takes_nothing(limits: &str, route: &str) -> (Proxy, TcpStream) {
     let proxy = Proxy::start(Folder::new().policy(&limited(&upstream, limits, &route)));
     let mut stream = TcpStream::connect(proxy.address()).expect("a connection");
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("to send");
-    stream.read_exact(&mut [0; 12]).expect("the beginning of the response");
+    let mut beginning = [0; 12];
+    stream.read_exact(&mut beginning).expect("the beginning of the response");
+    assert_eq!(String::from_utf8_lossy(&beginning), "HTTP/1.1 200", "before the route's time was up");
     (proxy, stream)
 }
 
 #[test]
 fn a_client_that_takes_nothing_of_its_response_loses_the_connection() {
-    let (proxy, _stream) = takes_nothing("stream_idle_timeout: 200ms", "timeout: 200ms");
+    let (proxy, _stream) = takes_nothing("stream_idle_timeout: 1s", "timeout: 1s");
     proxy.wait_for_metric("portcullis_connections_active", 0.0);
     assert_eq!(proxy.metric("portcullis_requests_active"), 0.0);
 }
@@ -92,7 +94,7 @@ fn a_client_that_takes_nothing_of_its_response_loses_the_connection() {
 #[test]
 fn a_client_that_takes_nothing_loses_the_connection_also_after_its_request_was_ended() {
     // The route's time ends the request long before anything counts as standing still.
-    let (proxy, _stream) = takes_nothing("stream_idle_timeout: 2s", "timeout: 1s");
+    let (proxy, _stream) = takes_nothing("stream_idle_timeout: 4s", "timeout: 2s");
     proxy.wait_for_metric("portcullis_streams_reset_total", 1.0);
     assert_eq!(proxy.metric("portcullis_requests_active"), 0.0);
     proxy.wait_for_metric("portcullis_connections_active", 0.0);

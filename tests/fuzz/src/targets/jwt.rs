@@ -8,13 +8,14 @@ use portcullis_kit::request::FieldLine;
 use portcullis_kit::testing::TestHost;
 use portcullis_kit::time::UnixTime;
 
+use super::filters::{compile, configurations, folder};
 use super::outcome;
 use crate::Target;
 
 const NOW: u64 = 1_767_225_600;
 
 fn read(name: &str) -> Vec<u8> {
-    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../filters/jwt-auth/config").join(name);
+    let file = folder("jwt-auth").join("config").join(name);
     std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
@@ -22,27 +23,8 @@ fn read(name: &str) -> Vec<u8> {
 pub(super) const CONFIGURATION: Target = Target {
     name: "jwt-auth-configuration",
     about: "the configuration of jwt-auth",
-    run: |input| match Guard::<JwtAuth>::from_json(input) {
-        Ok(_) => 0,
-        Err(errors) => {
-            let shown = errors.to_string();
-            assert!(!errors.is_empty() && !shown.is_empty());
-            for error in shown.lines() {
-                assert!(error.starts_with("jwt-auth: ") || error.starts_with("  "), "{shown}");
-            }
-            let said = shown.lines().next().unwrap_or_default().split('`').step_by(2).collect::<String>();
-            outcome(said.chars().filter(|c| !c.is_ascii_digit()).collect::<String>())
-        }
-    },
-    seeds: || {
-        let mut seeds: Vec<Vec<u8>> = ["one-issuer.json", "two-issuers.json", "shadow.json"].map(read).to_vec();
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../filters/jwt-auth/config/bad");
-        let mut bad: Vec<_> =
-            std::fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path()).collect();
-        bad.sort();
-        seeds.extend(bad.iter().filter_map(|path| std::fs::read(path).ok()));
-        seeds
-    },
+    run: compile::<JwtAuth>,
+    seeds: || configurations("jwt-auth"),
     words: &[
         b"\"",
         b"{",

@@ -1,6 +1,7 @@
 //! The targets, by what they try.
 
 mod configuration;
+mod filters;
 mod hostcalls;
 mod http;
 mod jwt;

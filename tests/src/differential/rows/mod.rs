@@ -11,6 +11,7 @@ mod lifecycle;
 mod local;
 mod maps;
 mod shared;
+mod tcp;
 
 use super::row::{Row, Step};
 
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Row> {
         environment::rows,
         failure::rows,
         languages::rows,
+        tcp::rows,
     ];
     areas.into_iter().flat_map(|rows| rows()).collect()
 }

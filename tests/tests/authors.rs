@@ -1,0 +1,171 @@
+//! What `portcullis new` makes builds, is tested, and runs on all three hosts, with nothing changed.
+//!
+//! Everything is built for real, in temporary folders, but into one folder that stays: the second time only the filters
+//! themselves are compiled. Crates come from where the workspace's own came from; nothing is downloaded.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use portcullis_tests::{completeness, places};
+
+/// Runs a program, which must succeed; gives what it said on both channels.
+fn run(command: &mut Command) -> String {
+    let shown = format!("{command:?}");
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{shown}\n{said}");
+    said
+}
+
+/// A place to make filters in, and the programs that authors have.
+struct Author {
+    folder: tempfile::TempDir,
+    portcullis: PathBuf,
+}
+
+impl Author {
+    fn new() -> Author {
+        let portcullis = places::portcullis().unwrap_or_else(|error| panic!("{error}"));
+        Author { folder: tempfile::tempdir().expect("a folder"), portcullis }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(folder);
+        command.env("CARGO_TARGET_DIR", target()).env("CARGO_NET_OFFLINE", "true").env_remove("PORTCULLIS_FILTERS");
+        if let Some(flags) = wasm_flags() {
+            command.env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags);
+        }
+        if let Ok(envoy) = places::envoy() {
+            command.env("PORTCULLIS_ENVOY", envoy);
+        }
+        command
+    }
+
+    fn portcullis(&self, folder: &Path, arguments: &[&str]) -> String {
+        run(&mut self.command(&self.portcullis, folder, arguments))
+    }
+
+    fn cargo(&self, folder: &Path, arguments: &[&str]) -> String {
+        run(&mut self.command("cargo", folder, arguments))
+    }
+}
+
+/// Where the filters are built.
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("authors")
+}
+
+/// What cargo needs where the toolchain lacks the filters' target, and `cargo xtask setup` has built it from source.
+fn wasm_flags() -> Option<String> {
+    let sysroot = run(Command::new("rustc").args(["--print", "sysroot"]));
+    if Path::new(sysroot.trim()).join("lib/rustlib/wasm32-wasip1").is_dir() {
+        return None;
+    }
+    let built = std::fs::read_dir(places::workspace().join(".portcullis")).into_iter().flatten().flatten();
+    let built = built.map(|entry| entry.path()).find(|path| path.display().to_string().contains("/wasm-std-"));
+    let built = built.expect("the target wasm32-wasip1 is missing: run `cargo xtask setup`");
+    Some(format!("--sysroot={}", built.display()))
+}
+
+/// The versions that the workspace uses: a test must not depend on what was published today.
+fn same_versions(folder: &Path) {
+    std::fs::copy(places::workspace().join("Cargo.lock"), folder.join("Cargo.lock")).expect("the lock file");
+}
+
+#[test]
+fn a_new_filter_on_the_sdk_alone_builds_and_runs_on_every_host() {
+    let author = Author::new();
+    author.portcullis(author.folder.path(), &["new", "filter", "plain-guard"]);
+    let filter = author.at("plain-guard");
+    same_versions(&filter);
+    let manifest = std::fs::read_to_string(filter.join("Cargo.toml")).expect("a manifest");
+    assert!(!manifest.contains("path =") && !manifest.contains("git ="), "nothing but crates.io:\n{manifest}");
+    author.cargo(&filter, &["fmt", "--check"]);
+    let said = author.cargo(&filter, &["test"]);
+    assert!(said.contains("3 passed"), "{said}");
+    author.cargo(&filter, &["wasm"]);
+    let said = author.portcullis(&filter, &["test", "--host", "harness", "--host", "host", "--host", "envoy"]);
+    assert!(said.contains("9 passed, 0 failed"), "{said}");
+    let said = author.portcullis(&filter, &["trace", "scenarios/denied.yaml"]);
+    assert!(said.contains("proxy_send_local_response"), "{said}");
+}
+
+/// A copy of what cargo needs of the workspace.
+fn checkout(author: &Author) -> PathBuf {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).expect("a folder");
+        for entry in std::fs::read_dir(from).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_owned();
+            if path.is_dir() && name != "target" {
+                copy(&path, &to.join(name));
+            } else if path.is_file() {
+                std::fs::copy(&path, to.join(name)).expect("a file");
+            }
+        }
+    }
+    let copied = author.at("checkout");
+    for folder in ["filters", "host", "tests", "benches", "xtask", "envoy"] {
+        copy(&places::workspace().join(folder), &copied.join(folder));
+    }
+    for file in ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "rustfmt.toml"] {
+        std::fs::copy(places::workspace().join(file), copied.join(file)).expect("a file");
+    }
+    copied
+}
+
+#[test]
+fn a_new_filter_in_the_workspace_lacks_nothing() {
+    let author = Author::new();
+    let checkout = checkout(&author);
+    author.portcullis(&checkout, &["new", "filter", "tenant-guard", "--path", "filters/tenant-guard"]);
+    let filter = checkout.join("filters/tenant-guard");
+    assert_eq!(completeness::filters(&checkout).len(), completeness::filters(&places::workspace()).len() + 1);
+    // Other members only have to be there.
+    for file in ["filters/tenant-guard/src/lib.rs", "tests/fuzz/src/targets/mod.rs"] {
+        run(&mut author.command("rustfmt", &checkout, &["--check", "--edition", "2024", file]));
+    }
+    let said = author.cargo(&filter, &["test"]);
+    assert!(said.contains("test the_schema_for_editors_is_up_to_date ... ok"), "{said}");
+    author.cargo(&filter, &["build", "--lib", "--profile", "wasm", "--target", "wasm32-wasip1"]);
+    let built = target().join("wasm32-wasip1/wasm/portcullis_tenant_guard.wasm");
+    let module = |name: &str| if name == "tenant-guard" { Ok(built.clone()) } else { places::filter(name) };
+    for lacks in [
+        completeness::readmes(&checkout),
+        completeness::configurations(&checkout),
+        completeness::scenarios(&checkout),
+        completeness::fuzz_targets(&checkout),
+        completeness::policies_for_envoy(&checkout),
+        completeness::imports(&checkout, module),
+    ] {
+        assert!(lacks.is_empty(), "{lacks:#?}");
+    }
+    let built = built.display().to_string();
+    let hosts = ["test", "--filter", &built, "--host", "harness", "--host", "host", "--host", "envoy"];
+    let said = author.portcullis(&filter, &hosts);
+    assert!(said.contains("9 passed, 0 failed"), "{said}");
+    // What it made for Envoy is what `envoy-config` would make.
+    let policy = author.at("etc");
+    std::fs::create_dir_all(policy.join("filters")).expect("a folder");
+    std::fs::copy(&built, policy.join("filters/tenant-guard.wasm")).expect("a file");
+    for file in ["portcullis.yaml", "tenant-guard.json"] {
+        std::fs::copy(checkout.join("envoy/tenant-guard").join(file), policy.join(file)).expect("a file");
+    }
+    let rendered = author.portcullis(&policy, &["envoy-config", "--http-filters"]);
+    let rendered = rendered.replace(&policy.display().to_string(), "/etc/portcullis");
+    let made = std::fs::read_to_string(checkout.join("envoy/tenant-guard/http-filters.yaml")).expect("a file");
+    assert_eq!(rendered, made);
+    // A second one has its place too, and none takes another's.
+    author.portcullis(&checkout, &["new", "filter", "second-guard", "--path", "filters/second-guard"]);
+    author.cargo(&checkout, &["metadata", "--no-deps", "--format-version", "1"]);
+    let mut http = author.command(&author.portcullis, &checkout, &["new", "filter", "http", "--path", "filters/http"]);
+    let refused = http.output().expect("to run");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("`http` is taken"), "{refused:?}");
+    assert!(!checkout.join("filters/http").exists());
+}
