@@ -10,5 +10,6 @@ pub mod completeness;
 pub mod connection;
 pub mod differential;
 pub mod places;
+pub mod tcp;
 
 pub use portcullis_e2e::{Sockets, client, policy, process, server, upstream};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_harness::{HostKind, ObservedRequest, RequestPlan};
 
-use super::conversation::{TcpOrigin, converse};
+use super::conversation::converse;
 use super::origin::Origin;
 use super::outcome::Outcome;
 use super::policy::{self, SHARED, STRICT, Upstreams};
@@ -16,6 +16,7 @@ use super::transcript::{Told, Transcripts};
 use crate::client;
 use crate::process::DEADLINE;
 use crate::server::Server;
+use crate::tcp::TcpOrigin;
 use crate::upstream::Upstream;
 
 /// The next piece of a body follows when the guest has told something, or after this time: a guest that has paused

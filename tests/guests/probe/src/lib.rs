@@ -10,15 +10,18 @@
 //! * `ask`: asks the upstream `keys` and holds the request; 200 lets it pass, anything else is answered with 503
 //! * `grpc`: runs the script in `x-grpc` (`grpc.rs` has the language) and answers with what came of it
 //! * `read-body`: holds the request until its body is there; one that says `evil` is answered with 403
+//!
+//! A configuration that begins with `tcp` makes it a filter of TCP connections (`tcp.rs`).
 
 #![cfg(target_arch = "wasm32")]
 #![allow(unsafe_code, missing_docs, reason = "the SDK's `main!` exports the entry point by its name")]
 
 mod grpc;
+mod tcp;
 
 use std::time::Duration;
 
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::traits::{Context, HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel, MapType, MetricType};
 
 proxy_wasm::main! {{
@@ -31,6 +34,7 @@ const DENIED: &str = "portcullis_probe_denied_total.rule.default.reason.told_to"
 #[derive(Default)]
 struct Root {
     denied: u32,
+    tcp: Option<tcp::Wish>,
 }
 
 impl Context for Root {}
@@ -40,8 +44,10 @@ impl RootContext for Root {
         if let Ok(id) = proxy_wasm::hostcalls::define_metric(MetricType::Counter, DENIED) {
             self.denied = id;
         }
+        let configuration = self.get_plugin_configuration().unwrap_or_default();
+        self.tcp = tcp::Wish::read(&configuration);
         // The word `refuse` as the configuration: a filter that will not start, and says why.
-        let refused = self.get_plugin_configuration().is_some_and(|configuration| configuration == b"refuse");
+        let refused = configuration == b"refuse";
         if refused {
             log("the probe was told to refuse");
         }
@@ -49,7 +55,11 @@ impl RootContext for Root {
     }
 
     fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
+        Some(if self.tcp.is_some() { ContextType::StreamContext } else { ContextType::HttpContext })
+    }
+
+    fn create_stream_context(&self, _: u32) -> Option<Box<dyn StreamContext>> {
+        Some(Box::new(tcp::Connection::new(self.tcp?)))
     }
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
