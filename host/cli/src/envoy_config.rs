@@ -1,7 +1,7 @@
 //! `portcullis envoy-config`: the same policy, for Envoy.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use portcullis_config::envoy;
 
@@ -58,13 +58,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         };
         envoy::render_bootstrap(&policy, &options)
     };
-    match &arguments.output {
-        None => print(&rendering.yaml),
-        Some(path) => std::fs::write(path, &rendering.yaml).map_err(|error| {
-            Failure::Running(format!(
-                "cannot write `{}`: {error}\n  hint: its folder must exist and be writable",
-                path.display()
-            ))
-        }),
-    }
+    write(arguments.output.as_deref(), &rendering.yaml)
+}
+
+/// Writes a rendering to a file, or to standard output.
+pub(crate) fn write(output: Option<&Path>, yaml: &str) -> Result<(), Failure> {
+    let Some(path) = output else { return print(yaml) };
+    std::fs::write(path, yaml).map_err(|error| {
+        let path = path.display();
+        Failure::Running(format!("cannot write `{path}`: {error}\n  hint: its folder must exist and be writable"))
+    })
 }

@@ -10,6 +10,7 @@ mod envoy_config;
 mod failure;
 mod image;
 mod logging;
+mod manifests;
 mod new;
 mod operators;
 mod package;
@@ -59,6 +60,11 @@ enum Command {
     Package(package::Arguments),
     /// Print the Envoy configuration that enforces the same policy.
     EnvoyConfig(envoy_config::Arguments),
+    /// Print the filters of a policy as Kubernetes resources, for Istio or Envoy Gateway.
+    ///
+    /// What they do otherwise stands as comments at the top.
+    #[command(subcommand)]
+    Manifests(manifests::Command),
     /// Write, run and look after operators: API handlers in TypeScript or JavaScript, each in a locked process of its own.
     #[command(subcommand)]
     Operators(operators::Command),
@@ -111,6 +117,7 @@ fn main() -> ExitCode {
         Command::New(command) => new::run(&command),
         Command::Package(arguments) => package::run(&arguments),
         Command::EnvoyConfig(arguments) => envoy_config::run(&arguments),
+        Command::Manifests(command) => manifests::run(&command),
         Command::Operators(command) => operators::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions { shell } => {

@@ -412,3 +412,43 @@ fn new_takes_the_kit_from_a_checkout_or_a_repository() {
     let from_git = "portcullis-kit = { git = \"https://git.example/portcullis\", features = [\"testing\"] }\n";
     assert!(written.contains(from_git), "{written}");
 }
+
+#[test]
+fn manifests_attach_filters_to_what_is_named_and_say_what_is_missing() {
+    let filter = Filter::new();
+    std::fs::write(
+        filter.path().join("portcullis.yaml"),
+        "version: 1\nlisteners: [{ name: public, address: \"127.0.0.1:8080\" }]\n\
+         filters: [{ name: guard, wasm: guest.wasm, configuration: { a: 1 } }]\n\
+         upstreams: { api: { endpoints: [\"127.0.0.1:9000\"] } }\n\
+         routes: [{ name: all, match: { path: { prefix: / } }, upstream: api }]\n",
+    )
+    .expect("a policy");
+    let digest = check(filter.path(), &["package", "guest.wasm", "-o", "image.tar"], 0);
+    let image = format!("guard=registry.example/guard@{}", digest.trim());
+    let said = check(filter.path(), &["manifests", "istio", "--image", &image, "--namespace", "edge"], 0);
+    let url = format!("  url: \"oci://registry.example/guard@{}\"\n", digest.trim());
+    assert!(said.contains("kind: WasmPlugin\n") && said.contains(&url) && said.contains("namespace: edge\n"), "{said}");
+    let gateway = ["manifests", "envoy-gateway", "--image", &image, "--target", "Gateway/edge", "-o", "out.yaml"];
+    assert_eq!(check(filter.path(), &gateway, 0), "");
+    let written = std::fs::read_to_string(filter.path().join("out.yaml")).expect("a file");
+    assert!(
+        written.contains("kind: EnvoyExtensionPolicy\n")
+            && written.contains("config:\n")
+            && written.contains(" a: 1\n"),
+        "{written}"
+    );
+    for (arguments, problem) in [
+        (&["istio"][..], "filter `guard`: it is not said where its module is"),
+        (&["istio", "--image", "guard=guard"], "an image begins with its registry"),
+        (&["istio", "--image", "guard"], "write FILTER=IMAGE"),
+        (&["envoy-gateway", "--image", &image], "it is not said what the filters are attached to"),
+        (&["envoy-gateway", "--image", &image, "--target", "Service/a"], "write a kind and a name"),
+        (&["istio", "--image", &image, "--namespace", "A B"], "Kubernetes takes no such name"),
+    ] {
+        let output = run(filter.path(), &[&["manifests"], arguments].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(problem), "{problem}:\n{said}");
+    }
+}

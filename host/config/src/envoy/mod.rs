@@ -17,6 +17,7 @@
 mod clusters;
 mod document;
 mod filters;
+pub mod kubernetes;
 mod listeners;
 mod notes;
 mod routes;
@@ -71,6 +72,11 @@ pub struct Rendering {
 
 impl Rendering {
     fn new(title: &str, notes: Vec<String>, document: &Document) -> Self {
+        Self::of_several(title, notes, std::slice::from_ref(document))
+    }
+
+    /// Several documents in one text.
+    fn of_several(title: &str, notes: Vec<String>, documents: &[Document]) -> Self {
         // A name from the policy must not be able to end the comment.
         let line = |text: &str| text.replace(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'), " ");
         let mut yaml = format!("# {}\n", line(title));
@@ -80,7 +86,12 @@ impl Rendering {
         for note in &notes {
             yaml.push_str(&format!("# - {}\n", line(note)));
         }
-        yaml.push_str(&document.render());
+        for (index, document) in documents.iter().enumerate() {
+            if index > 0 {
+                yaml.push_str("---\n");
+            }
+            yaml.push_str(&document.render());
+        }
         Self { yaml, notes }
     }
 }
