@@ -282,6 +282,85 @@ pub(super) fn rows() -> Vec<Row> {
             "new_connection: proxy_set_property \"a\" \"b\"\ndownstream_data#1: proxy_get_property \"a\"\n\
              log: proxy_get_property \"a\"\ndownstream_connection_close: proxy_set_property \"a\" \"c\"",
         ),
+        row(
+            "filter_state",
+            "So is filter state, of Envoy's own kinds and declared ones; at the end it is still there.",
+            &USUAL,
+            r#"
+            new_connection: proxy_call_foreign_function "declare_property" "\n\x01r\x10\x01\x18\x00\x28\x00"
+            new_connection: proxy_call_foreign_function "declare_property" "\n\x01c\x10\x00\x18\x01\x28\x01"
+            new_connection: proxy_set_property "r" "1"
+            new_connection: proxy_set_property "c" "2"
+            new_connection: proxy_set_property "p" "3"
+            new_connection: proxy_call_foreign_function "set_envoy_filter_state" "\n\x0cenvoy.string\x12\x01x"
+            downstream_data#1: proxy_set_property "r" "4"
+            downstream_data#1: proxy_set_property "c" "5"
+            upstream_data#1: proxy_get_property "r"
+            upstream_data#1: proxy_get_property "c"
+            upstream_data#1: proxy_get_property "filter_state\0wasm.r"
+            upstream_data#1: proxy_get_property "filter_state\0wasm.c"
+            upstream_data#1: proxy_get_property "filter_state\0wasm.p"
+            upstream_data#1: proxy_get_property "filter_state\0envoy.string"
+            upstream_data#1: proxy_get_property "upstream_filter_state\0wasm.p"
+            done: proxy_get_property "p"
+            log: proxy_get_property "r"
+            log: proxy_get_property "filter_state\0wasm.c"
+            log: proxy_set_property "p" "6"
+            log: proxy_get_property "p"
+            "#,
+        ),
+        row(
+            "steering",
+            "In Envoy filter state can send a connection elsewhere: here, to a cluster that does not exist.",
+            &[Client(Sends("hello")), Client(SeesTheEnd)],
+            r#"
+            new_connection: proxy_call_foreign_function "set_envoy_filter_state" "\n\x17envoy.tcp_proxy.cluster\x12\x06nobody"
+            downstream_data: proxy_close_stream 2
+            "#,
+        )
+        .deviates("filter state that steers Envoy"),
+        row(
+            "expressions",
+            "Expressions see the connection, and no request.",
+            &USUAL,
+            r#"
+            new_connection: proxy_call_foreign_function "expr_create" "source.address.size() > 0 && plugin_name != ''"
+            new_connection: proxy_call_foreign_function "expr_evaluate" "\x00\x00\x00\x00"
+            new_connection: proxy_call_foreign_function "expr_create" "xds.cluster_name"
+            new_connection: proxy_call_foreign_function "expr_evaluate" "\x01\x00\x00\x00"
+            new_connection: proxy_call_foreign_function "expr_create" "request.path"
+            new_connection: proxy_call_foreign_function "expr_evaluate" "\x02\x00\x00\x00"
+            new_connection: proxy_call_foreign_function "expr_create" "connection.mtls"
+            new_connection: proxy_call_foreign_function "expr_evaluate" "\x03\x00\x00\x00"
+            upstream_data#1: proxy_call_foreign_function "expr_evaluate" "\x01\x00\x00\x00"
+            log: proxy_call_foreign_function "expr_evaluate" "\x00\x00\x00\x00"
+            log: proxy_call_foreign_function "expr_evaluate" "\x01\x00\x00\x00"
+            "#,
+        ),
+        row(
+            "effective_root",
+            "On behalf of its root a filter sees no bytes; the next callback is the connection's again.",
+            &USUAL,
+            "downstream_data#1: proxy_set_effective_context $root\ndownstream_data#1: proxy_get_buffer_bytes 2 0 100\n\
+             downstream_data#1: proxy_set_buffer_bytes 2 0 0 \"x\"\ndownstream_data#1: proxy_continue_stream 2\n\
+             downstream_data#1: proxy_close_stream 2\ndownstream_data#1: proxy_get_property \"source\\0port\"\n\
+             upstream_data#1: proxy_get_buffer_bytes 3 0 100",
+        ),
+        row(
+            "calls",
+            "Calls are begun, refused and cancelled as from HTTP filters.",
+            &USUAL,
+            r#"
+            new_connection: proxy_http_call "nobody" { ":method" "GET" ":path" "/" ":authority" "c" } "" "" 1000
+            new_connection: proxy_http_call "callee" { ":method" "GET" } "" "" 1000
+            new_connection: proxy_grpc_call "nobody" "svc" "Get" {} "hello" 1000
+            new_connection: proxy_grpc_stream "nobody" "svc" "Get" {}
+            new_connection: proxy_grpc_call "\x0a\x08\x0a\x06nobody" "svc" "Get" {} "hello" 1000
+            new_connection: proxy_grpc_send 6 "hello" 0
+            new_connection: proxy_grpc_cancel 6
+            new_connection: proxy_get_status
+            "#,
+        ),
         row("done_refused", "A guest that is not done is deleted all the same.", &USUAL, "done: return 0"),
         two(
             "two_plugins",
