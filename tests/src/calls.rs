@@ -87,6 +87,24 @@ impl Calls {
         }
     }
 
+    /// Ends the host; gives what the guest logged since the last request.
+    pub fn end(self) -> Result<Vec<String>, String> {
+        match self {
+            Calls::Simulated(filter) => {
+                let host = filter.host().clone();
+                let before = marked(host.log().iter().map(|line| line.message.as_str())).len();
+                filter.shutdown();
+                host.advance(Duration::from_secs(1));
+                Ok(marked(host.log().iter().map(|line| line.message.as_str())).split_off(before))
+            }
+            Calls::Real(mut real) => {
+                let before = marked(real.server.log().lines()).len();
+                real.server.end()?;
+                Ok(marked(real.server.log().lines()).split_off(before))
+            }
+        }
+    }
+
     /// Sends a `GET` for each script, on one connection; gives the lines of all. Not in the harness, which has no connections.
     pub fn on_one_connection(&mut self, scripts: &[&str]) -> Result<Vec<String>, String> {
         let Calls::Real(real) = self else { return Err("the harness has no connections".to_owned()) };

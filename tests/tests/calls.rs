@@ -186,6 +186,39 @@ fn root_contexts_have_no_stream() {
     }
 }
 
+#[test]
+fn a_root_context_is_told_of_the_end() {
+    let end = |host: HostKind, script: &str| {
+        let seen = Calls::start(host, script).and_then(Calls::end);
+        seen.unwrap_or_else(|error| panic!("{}: {error}", host.name()))
+    };
+    let done = r#"done proxy_get_property "plugin_name" -> 0 "calls""#;
+    let delete = r#"delete proxy_get_property "plugin_name" -> 0 "calls""#;
+    let says_yes = "done: proxy_get_property \"plugin_name\"\ndelete: proxy_get_property \"plugin_name\"";
+    assert_eq!(end(HostKind::Harness, says_yes), [done, delete]);
+    assert_eq!(end(HostKind::Standalone, says_yes), [done, delete]);
+    // Envoy has a VM of its own for each thread, and one more.
+    let seen = end(HostKind::Envoy, says_yes);
+    let first = |line: &str| seen.iter().position(|seen| seen == line);
+    assert!(first(done).is_some() && first(done) < first(delete), "{seen:?}");
+
+    let says_no = r#"
+        done: proxy_done
+        done: proxy_set_tick_period_milliseconds 1
+        done: return 0
+        tick: proxy_done
+        tick: proxy_done
+        delete: proxy_set_tick_period_milliseconds 0"#;
+    let told = ["done proxy_done -> 1", "done proxy_set_tick_period_milliseconds 1 -> 0", "done return 0 -> 0"];
+    let then = ["tick proxy_done -> 0", "tick proxy_done -> 1", "delete proxy_set_tick_period_milliseconds 0 -> 0"];
+    assert_eq!(end(HostKind::Harness, says_no), [told, then].concat());
+    assert_eq!(end(HostKind::Standalone, says_no), [told, then].concat());
+    // Envoy ends without waiting.
+    let seen = end(HostKind::Envoy, says_no);
+    assert!(told.iter().all(|line| seen.iter().any(|seen| seen == line)), "{seen:?}");
+    assert!(!seen.iter().any(|line| line.starts_with("delete ")), "{seen:?}");
+}
+
 /// `set_envoy_filter_state` with the fields path, value and span.
 fn keep(path: &str, value: &str, span: u8) -> String {
     let argument = format!("\\n\\x{:02x}{path}\\x12\\x{:02x}{value}\\x18\\x{span:02x}", path.len(), value.len());

@@ -288,6 +288,8 @@ pub(crate) struct VmState {
     pub(crate) call_requests: Vec<CallRequest>,
     /// Streams, with stages, in which a guest asked for something.
     pub(crate) touched: Vec<(StreamId, usize)>,
+    /// Root contexts for which a guest has called `proxy_done`.
+    pub(crate) done: Vec<u32>,
     pub(crate) metrics: MetricTable,
     log_budget: LogBudget,
     /// Lints have a budget of their own, as large: a guest that errs in a loop must not use up its log, nor flood ours.
@@ -641,6 +643,7 @@ impl Vm {
             ended: Ended::default(),
             call_requests: Vec::new(),
             touched: Vec::new(),
+            done: Vec::new(),
             metrics: MetricTable::default(),
             log_budget: LogBudget::default(),
             lint_budget: LogBudget::default(),

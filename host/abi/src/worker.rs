@@ -31,7 +31,7 @@ use crate::plugin::Plugin;
 use crate::relay::Relay;
 use crate::shared::{Mailbox, Shared, SharedLimits, Waker};
 use crate::stream::{Hold, Sent, Stage, Stream};
-use crate::vm::{Surroundings, Trapped, Vm, VmStartError};
+use crate::vm::{Root, Surroundings, Trapped, Vm, VmStartError};
 
 /// Number of a stream within its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -316,6 +316,8 @@ enum Errand {
     Broken(StreamId, usize),
     /// A gRPC exchange was ended while its guest was running, which is to be told.
     Tell(CallId),
+    /// A guest has said that it is done with a root context of the VM.
+    EndRoot { vm: u64, root: u32 },
 }
 
 /// What a callback came to, apart from the guest's answer.
@@ -720,17 +722,59 @@ impl Worker {
             .collect()
     }
 
-    /// Ends all plugins' root contexts. Streams should be finished before.
+    /// Tells all plugins' root contexts that this is the end. Streams should be finished before.
+    ///
+    /// A guest that is not done yet goes on with ticks, notifications and callouts until it calls `proxy_done`, which
+    /// [`Worker::has_ended`] tells, or until the embedder's patience ends in [`Worker::abandon`].
     pub fn shutdown(&mut self) {
-        for slot in 0..self.vms.len() {
-            let Some(vm) = &self.vms[slot].vm else { continue };
-            let roots: Vec<u32> = vm.state().roots.keys().copied().collect();
-            for root in roots {
-                self.run(slot, None, |vm| vm.on_done(root));
-                self.run(slot, None, |vm| vm.delete(root));
+        for (slot, vm, root) in self.roots() {
+            if self.root_mut(slot, root).is_none_or(|root| root.done_pending) {
+                continue;
+            }
+            match self.run(slot, None, |vm| vm.on_done(root)) {
+                Some(true) => self.end_root(vm, root),
+                Some(false) => {
+                    if let Some(root) = self.root_mut(slot, root) {
+                        root.done_pending = true;
+                    }
+                }
+                // Its VM is gone, and all its contexts with it.
+                None => {}
             }
         }
-        self.calls.clear();
+        self.settle();
+    }
+
+    /// Whether no root context is left.
+    pub fn has_ended(&self) -> bool {
+        self.roots().is_empty()
+    }
+
+    /// Ends the root contexts that are left, also of guests that are not done; gives the names of their plugins.
+    pub fn abandon(&mut self) -> Vec<String> {
+        let mut names = Vec::new();
+        for (slot, vm, root) in self.roots() {
+            names.extend(self.root_mut(slot, root).map(|root| root.plugin.name.clone()));
+            self.end_root(vm, root);
+        }
+        self.settle();
+        names
+    }
+
+    /// All root contexts: places and numbers of their VMs, and their own numbers.
+    fn roots(&self) -> Vec<(usize, u64, u32)> {
+        let vms = self.vms.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.id, place.vm.as_ref()?)));
+        vms.flat_map(|(slot, id, vm)| vm.state().roots.keys().map(move |root| (slot, id, *root))).collect()
+    }
+
+    fn root_mut(&mut self, slot: usize, root: u32) -> Option<&mut Root> {
+        self.vms[slot].vm.as_mut()?.state_mut().roots.get_mut(&root)
+    }
+
+    fn end_root(&mut self, vm: u64, root: u32) {
+        let Some(slot) = self.vms.iter().position(|place| place.id == vm) else { return };
+        self.drop_calls(|call, pending| call.vm == vm && pending.root == root);
+        self.run(slot, None, |vm| vm.delete(root));
     }
 
     fn now(&self) -> Duration {

@@ -136,6 +136,13 @@ impl Server {
         assert!(sent.is_ok_and(|status| status.success()), "no signal {name} could be sent");
     }
 
+    /// Asks the process to end, and waits until it has.
+    pub fn end(&mut self) -> Result<(), String> {
+        self.signal("TERM");
+        let status = self.process.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("ended with {status}:\n{}", self.log())) }
+    }
+
     /// Where the listener of this name is.
     pub fn listener(&self, name: &str) -> Result<SocketAddr, String> {
         self.listeners.get(name).copied().ok_or_else(|| format!("there is no listener `{name}`:\n{}", self.log()))

@@ -41,8 +41,24 @@ pub(crate) struct Core {
     next_timer: Cell<Option<Duration>>,
     timer_changed: Bell,
     notified: Arc<Notify>,
-    retired: watch::Sender<bool>,
+    life: watch::Sender<Life>,
 }
+
+/// What a core is still good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Life {
+    /// New requests.
+    Serving,
+    /// Those that it has.
+    Retired,
+    /// None is left; filters that are not done yet have a moment.
+    Leaving,
+    /// Nothing.
+    Ended,
+}
+
+/// How long filters may take between `proxy_on_done` and `proxy_done`.
+const FAREWELL_TIME: Duration = Duration::from_secs(5);
 
 /// A callout under way.
 struct Running {
@@ -100,7 +116,7 @@ impl Core {
             next_timer: Cell::new(None),
             timer_changed: Bell::default(),
             notified: Arc::new(Notify::new()),
-            retired: watch::Sender::new(false),
+            life: watch::Sender::new(Life::Serving),
         });
         let notified = Arc::clone(&core.notified);
         core.with(|worker| worker.set_waker(Arc::new(move || notified.notify_one())));
@@ -155,36 +171,82 @@ impl Core {
 
     /// New requests go elsewhere from now on.
     pub(crate) fn retire(self: &Rc<Self>) {
-        self.retired.send_replace(true);
+        self.grow_to(Life::Retired);
         self.end_if_unused();
     }
 
     /// Ends when new requests have gone elsewhere for this time.
     pub(crate) async fn retired_for(&self, time: Duration) {
         // The sender lives as long as this, so that waiting cannot fail.
-        drop(self.retired.subscribe().wait_for(|retired| *retired).await);
+        self.reached(Life::Retired).await;
         tokio::time::sleep(time).await;
     }
 
-    fn is_unused(&self) -> bool {
-        *self.retired.borrow() && self.exchanges.borrow().is_empty() && self.relays.borrow().is_empty()
+    /// Ends when all filters have ended.
+    pub(crate) async fn ended(&self) {
+        self.reached(Life::Ended).await;
     }
 
+    async fn reached(&self, life: Life) {
+        drop(self.life.subscribe().wait_for(|reached| *reached >= life).await);
+    }
+
+    /// Whether filters were told of the end and are not done yet.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.life() == Life::Leaving
+    }
+
+    /// Whether all filters have ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.life() == Life::Ended
+    }
+
+    fn life(&self) -> Life {
+        *self.life.borrow()
+    }
+
+    fn grow_to(&self, life: Life) {
+        self.life.send_if_modified(|reached| life > std::mem::replace(reached, life.max(*reached)));
+    }
+
+    /// Tells the filters of the end once nothing is left that they could be asked about.
     fn end_if_unused(self: &Rc<Self>) {
-        if !self.is_unused() {
+        let is_unused = self.exchanges.borrow().is_empty() && self.relays.borrow().is_empty();
+        if self.life() != Life::Retired || !is_unused {
             return;
         }
-        for (_, call) in self.calls.borrow_mut().drain() {
-            call.task.abort();
-        }
+        self.grow_to(Life::Leaving);
         self.with(Worker::shutdown);
-        self.timer_changed.ring();
-        self.notified.notify_one();
+        if self.has_ended() {
+            return;
+        }
+        let core = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if tokio::time::timeout(FAREWELL_TIME, core.ended()).await.is_err() {
+                core.abandon();
+            }
+        });
+    }
+
+    /// Ends the filters that are not done yet.
+    pub(crate) fn abandon(self: &Rc<Self>) {
+        if !self.is_leaving() {
+            return;
+        }
+        for filter in self.with(Worker::abandon) {
+            tracing::warn!(filter, "ended before it was done: it had answered no to `proxy_on_done`");
+        }
     }
 
     fn carry_out_all(self: &Rc<Self>, worker: &mut Worker) {
         while let Some(action) = worker.poll_action() {
             self.carry_out(action);
+        }
+        if self.is_leaving() && worker.has_ended() {
+            self.grow_to(Life::Ended);
+            for (_, call) in self.calls.borrow_mut().drain() {
+                call.task.abort();
+            }
         }
         let next = worker.next_timer();
         if self.next_timer.replace(next) != next {
@@ -347,9 +409,9 @@ impl Refusals {
     }
 }
 
-/// Runs ticks and queue notifications until the core is retired and unused.
+/// Runs ticks and queue notifications until the filters have ended.
 async fn keep_time(core: Rc<Core>) {
-    while !core.is_unused() {
+    while !core.has_ended() {
         let due = core.next_timer.get().map(|at| core.plan.epoch + at);
         let tick = async {
             match due {
@@ -367,12 +429,9 @@ async fn keep_time(core: Rc<Core>) {
         });
         tokio::select! {
             () = tick => core.with(Worker::run_timers),
-            () = core.notified.notified() => {
-                if !core.is_unused() {
-                    core.with(Worker::run_notifications);
-                }
-            }
+            () = core.notified.notified() => core.with(Worker::run_notifications),
             () = changed => {}
+            () = core.ended() => {}
         }
         // What is due already is due again at once; requests come in between.
         tokio::task::yield_now().await;

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
@@ -156,8 +156,10 @@ async fn run(setup: Setup, mut commands: UnboundedReceiver<Command>, started: on
     }
     let (draining, drained) = watch::channel(Phase::Open);
     let mut prepared: Option<Rc<Core>> = None;
+    // Those whose filters may not have ended yet, which is what keeps them alive.
+    let mut retired: Vec<Weak<Core>> = Vec::new();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-    let mut is_draining = false;
+    let (mut is_draining, mut is_stopped) = (false, false);
     loop {
         tokio::select! {
             command = commands.recv() => match command {
@@ -169,12 +171,12 @@ async fn run(setup: Setup, mut commands: UnboundedReceiver<Command>, started: on
                 Some(Command::Commit) => {
                     if let Some(core) = prepared.take() {
                         worker.access_log.set_format(access_log_format(&core.plan));
-                        worker.core.replace(core).retire();
+                        retire(&worker.core.replace(core), &mut retired);
                     }
                 }
                 Some(Command::Discard) => {
                     if let Some(core) = prepared.take() {
-                        core.retire();
+                        retire(&core, &mut retired);
                     }
                 }
                 Some(Command::Health(reply)) => drop(reply.send(worker.core().health())),
@@ -182,7 +184,10 @@ async fn run(setup: Setup, mut commands: UnboundedReceiver<Command>, started: on
                     is_draining = true;
                     draining.send_replace(Phase::Draining);
                 }
-                Some(Command::Stop) | None => break,
+                Some(Command::Stop) | None => {
+                    is_stopped = true;
+                    break;
+                }
             },
             _ = housekeeping.tick() => worker.core().close_idle_connections(),
             () = unused(&worker), if is_draining => break,
@@ -191,7 +196,33 @@ async fn run(setup: Setup, mut commands: UnboundedReceiver<Command>, started: on
     // Dropped connections tell their requests, which end in the filters as every request does.
     draining.send_replace(Phase::Closing);
     drop(tokio::time::timeout(UNWIND, unused(&worker)).await);
-    worker.core().retire();
+    retire(&worker.core(), &mut retired);
+    prepared.into_iter().for_each(|core| retire(&core, &mut retired));
+    let farewell = async {
+        for core in retired.iter().filter_map(Weak::upgrade) {
+            // One that has requests left, in spite of all, would not end.
+            if core.is_leaving() {
+                core.ended().await;
+            }
+        }
+    };
+    let stop = async { while !matches!(commands.recv().await, Some(Command::Stop) | None) {} };
+    if !is_stopped {
+        tokio::select! {
+            () = farewell => {}
+            () = stop => {}
+        }
+    }
+    for core in retired.iter().filter_map(Weak::upgrade) {
+        core.abandon();
+    }
+}
+
+/// New requests go elsewhere; what is left of the core ends by itself.
+fn retire(core: &Rc<Core>, retired: &mut Vec<Weak<Core>>) {
+    core.retire();
+    retired.retain(|core| core.strong_count() > 0);
+    retired.push(Rc::downgrade(core));
 }
 
 /// How far a worker's end has come.

@@ -30,6 +30,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("`request.headers`, `response.headers` as a whole", "tests/tests/calls.rs"),
     ("expressions: length, depth of values, steps", "host/abi/src/expression.rs"),
     ("expressions: messages, time zones by name, lenient forms", "tests/tests/calls.rs"),
+    ("root contexts that answer no to `proxy_on_done` when the process ends", "tests/tests/calls.rs"),
     ("`path_link`, `path_symlink` of WASI", "host/abi/tests/guests/wasi.rs"),
     ("a property declared as FlatBuffers, read below `filter_state`", "tests/tests/calls.rs"),
     ("`envoy_on_stats_update`", "host/config/src/capabilities.rs"),

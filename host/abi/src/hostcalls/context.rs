@@ -59,10 +59,12 @@ pub(super) fn set_effective_context(call: &mut Call<'_>, id: u32) -> Answer {
 
 pub(super) fn done(call: &mut Call<'_>) -> Answer {
     let state = call.state_mut();
-    let root = state.effective_root().and_then(|root| state.roots.get_mut(&root));
+    let effective = state.effective_root();
+    let root = effective.and_then(|id| Some((id, state.roots.get_mut(&id)?)));
     match root {
-        Some(root) if root.done_pending => {
+        Some((id, root)) if root.done_pending => {
             root.done_pending = false;
+            state.done.push(id);
             Ok(Status::Ok)
         }
         _ => Ok(call.because("nothing waits for it: `proxy_on_done` has not answered no", Status::NotFound)),

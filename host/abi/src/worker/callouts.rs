@@ -113,9 +113,11 @@ impl Worker {
         }
     }
 
-    /// The VM is gone: nobody waits for its callouts.
-    pub(super) fn drop_calls_of(&mut self, vm: u64) {
-        let calls: Vec<CallId> = self.calls.keys().filter(|call| call.vm == vm).copied().collect();
+    /// Cancels callouts that nobody waits for any more.
+    pub(super) fn drop_calls(&mut self, which: impl Fn(&CallId, &PendingCall) -> bool) {
+        let calls = self.calls.iter().filter(|(call, pending)| which(call, pending));
+        let mut calls: Vec<CallId> = calls.map(|(call, _)| *call).collect();
+        calls.sort_unstable();
         for call in calls {
             self.calls.remove(&call);
             self.actions.push_back(Action::CancelCall(call));

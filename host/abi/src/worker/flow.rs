@@ -48,6 +48,7 @@ impl Worker {
                 Errand::Broken(id, stage) => self.work_on(id, |worker, stream| worker.fail(id, stream, stage)),
                 // One step, the end: nothing is left over.
                 Errand::Tell(call) => drop(self.tell(call)),
+                Errand::EndRoot { vm, root } => self.end_root(vm, root),
             }
         }
     }

@@ -109,9 +109,10 @@ impl Worker {
     pub(super) fn collect(&mut self, slot: usize, current: Option<(StreamId, usize)>) {
         let Some(vm) = self.vms[slot].vm.as_mut() else { return };
         let state = vm.state_mut();
-        if state.touched.is_empty() && state.call_requests.is_empty() {
+        if state.touched.is_empty() && state.call_requests.is_empty() && state.done.is_empty() {
             return;
         }
+        let done = std::mem::take(&mut state.done);
         let touched = std::mem::take(&mut state.touched);
         let requests = std::mem::take(&mut state.call_requests);
         for (stream, stage) in touched {
@@ -122,6 +123,8 @@ impl Worker {
         for request in requests {
             self.carry_out(slot, request);
         }
+        let vm = self.vms[slot].id;
+        self.errands.extend(done.into_iter().map(|root| Errand::EndRoot { vm, root }));
     }
 
     /// What became of a callback for this stream: a trap, an answer, a reset, or nothing special.
@@ -198,7 +201,7 @@ impl Worker {
             level: LogLevel::Critical,
             message: &message,
         });
-        self.drop_calls_of(dead);
+        self.drop_calls(|call, _| call.vm == dead);
         for (id, stream) in &self.streams {
             let waits = |stage: &Stage| stage.seat.is_in(dead) && stage.holds();
             if let Some(stage) = stream.stages.iter().position(waits) {

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod capabilities;
+mod contexts;
 mod grpc;
 mod hostile;
 mod http;

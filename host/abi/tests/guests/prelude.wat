@@ -22,6 +22,7 @@
 (import "env" "proxy_grpc_cancel" (func $grpc_cancel (param i32) (result i32)))
 (import "env" "proxy_grpc_close" (func $grpc_close (param i32) (result i32)))
 (import "env" "proxy_get_status" (func $get_status (param i32 i32 i32) (result i32)))
+(import "env" "proxy_done" (func $done (result i32)))
 (import "env" "proxy_set_effective_context" (func $effective (param i32) (result i32)))
 (import "env" "proxy_set_tick_period_milliseconds" (func $tick_period (param i32) (result i32)))
 (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))

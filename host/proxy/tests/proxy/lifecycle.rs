@@ -200,6 +200,104 @@ fn the_drain_time_bounds_the_end() {
     assert!(client.is_closed());
 }
 
+/// The wire form of a request's fields, for a guest.
+fn fields_for(path: &str) -> Vec<u8> {
+    let fields = [(":method", "GET"), (":path", path), (":authority", "a")];
+    let mut map = (fields.len() as u32).to_le_bytes().to_vec();
+    for (name, value) in fields {
+        map.extend((name.len() as u32).to_le_bytes());
+        map.extend((value.len() as u32).to_le_bytes());
+    }
+    for (name, value) in fields {
+        map.extend(format!("{name}\0{value}\0").bytes());
+    }
+    map
+}
+
+/// A guest whose root context is done once it has told the upstream `api` so, and was answered, in two requests.
+fn guest_that_says_goodbye() -> Vec<u8> {
+    guest(
+        &[("api", b"api"), ("first", &fields_for("/farewell")), ("second", &fields_for("/and-again"))],
+        r#"(global $answers (mut i32) (i32.const 0))
+        (func (export "proxy_on_done") (param i32) (result i32)
+            (drop (call $http_call @api @first (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+                (i32.const 5000) (i32.const 16)))
+            (i32.const 0))
+        (func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+            (global.set $answers (i32.add (global.get $answers) (i32.const 1)))
+            (if (i32.eq (global.get $answers) (i32.const 1)) (then
+                (drop (call $http_call @api @second (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+                    (i32.const 5000) (i32.const 16)))))
+            (if (i32.eq (global.get $answers) (i32.const 2)) (then (drop (call $done)))))"#,
+    )
+}
+
+/// [`GUEST_ROUTE`], for a guest that may ask `api`.
+fn route_of_an_asking_guest() -> String {
+    GUEST_ROUTE.replace("guest.wasm,", "guest.wasm, allowed_upstreams: [api],")
+}
+
+fn paths(upstream: &Upstream) -> Vec<String> {
+    upstream.received().iter().map(|request| request.path().to_owned()).collect()
+}
+
+#[test]
+fn filters_finish_their_last_callouts_before_the_server_ends() {
+    let upstream = Upstream::echo();
+    let folder = Folder::new();
+    folder.write("guest.wasm", guest_that_says_goodbye());
+    let proxy = Proxy::start(folder.policy(&policy_yaml(upstream.address, &route_of_an_asking_guest())));
+    proxy.end();
+    assert_eq!(paths(&upstream), ["/farewell", "/and-again"]);
+}
+
+#[test]
+fn filters_that_a_reload_replaces_finish_their_last_callouts() {
+    let upstream = Upstream::echo();
+    let folder = Folder::new();
+    folder.write("guest.wasm", guest_that_says_goodbye());
+    let proxy = Proxy::start(folder.policy(&policy_yaml(upstream.address, &route_of_an_asking_guest())));
+    folder.write("guest.wasm", denying_guest());
+    proxy.handle.reload(folder.policy(&policy_yaml(upstream.address, GUEST_ROUTE))).expect("a reload");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while paths(&upstream).len() < 2 {
+        assert!(std::time::Instant::now() < deadline, "{:?}", paths(&upstream));
+        assert_eq!(proxy.get("/").status, 403, "others are served meanwhile");
+    }
+    assert_eq!(paths(&upstream), ["/farewell", "/and-again"]);
+}
+
+/// A guest whose root contexts are never done, and that counts in `ended_total` how many ended all the same.
+fn guest_that_is_never_done() -> Vec<u8> {
+    guest(
+        &[("name", b"ended_total")],
+        r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+            (drop (call $define_metric (i32.const 0) @name (i32.const 16)))
+            (i32.const 1))
+        (func (export "proxy_on_done") (param i32) (result i32) (i32.const 0))
+        (func (export "proxy_on_delete") (param i32)
+            (drop (call $increment (i32.load (i32.const 16)) (i64.const 1))))"#,
+    )
+}
+
+#[test]
+fn a_filter_that_is_never_done_is_ended_in_the_end() {
+    let upstream = Upstream::echo();
+    let folder = Folder::new();
+    folder.write("guest.wasm", guest_that_is_never_done());
+    let policy = folder.policy(&policy_yaml(upstream.address, GUEST_ROUTE));
+    let mut proxy = Proxy::start(policy);
+    // After a reload the old one has a moment, in which the server goes on.
+    proxy.handle.reload(folder.policy(&policy_yaml(upstream.address, GUEST_ROUTE))).expect("a reload");
+    assert_eq!(proxy.get("/").status, 200);
+    // The context of the request is one of them.
+    proxy.wait_for_metric("ended_total", 2.0);
+    // Who insists does not have to wait for the new one.
+    proxy.handle.shutdown();
+    proxy.handle.shutdown_now();
+    proxy.join().expect("a good end");
+}
+
 #[test]
 fn the_admin_endpoints_tell_how_it_is_and_no_secret() {
     let upstream = Upstream::echo();

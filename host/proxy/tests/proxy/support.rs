@@ -418,7 +418,7 @@ fn converse(connection: usize, mut stream: TcpStream, script: &Script, log: &Mut
 /// At hand: `$log`, `$respond`, `$set_buffer`, `$set_field`, `$define_metric`, `$increment`, `$http_call`, `$continue`, `$close_stream`, `$get_field`,
 /// `$context`,
 /// `$tick_every`, `$register_queue`, `$enqueue`, `$get_buffer`, `$grpc_call`, `$grpc_stream`, `$grpc_send`, `$grpc_close`,
-/// `$grpc_cancel`, `$get_status`.
+/// `$grpc_cancel`, `$get_status`, `$done`.
 pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
     let mut segments = String::new();
     let mut at = 1024;
@@ -450,6 +450,7 @@ pub(crate) fn guest(data: &[(&str, &[u8])], callbacks: &str) -> Vec<u8> {
         (import "env" "proxy_register_shared_queue" (func $register_queue (param i32 i32 i32) (result i32)))
         (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
         (import "env" "proxy_set_effective_context" (func $context (param i32) (result i32)))
+        (import "env" "proxy_done" (func $done (result i32)))
         (import "env" "proxy_get_buffer_bytes" (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
         (import "env" "proxy_grpc_call"
             (func $grpc_call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
