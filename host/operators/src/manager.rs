@@ -37,7 +37,7 @@ use crate::kv::{KvError, Store};
 use crate::logs::{Lines, LogBook, LogLine, Rate, Readers};
 use crate::placement;
 use crate::pool::{Backoff, Counters, Pool};
-use crate::process::{Assigned, Process};
+use crate::process::{Assigned, Process, cpu_possible};
 use crate::sys;
 
 /// How often processes with a request in flight are looked at.
@@ -1272,6 +1272,9 @@ impl Manager {
         let patience = if process.abilities.keeps_limits { KEEPS_LIMITS_PATIENCE } else { Duration::ZERO };
         let active: Vec<_> = assigned.active().collect();
         if active.is_empty() {
+            // Of what was used since the last look, only what can have been used since the last request ended.
+            let since = Duration::from_nanos(age.saturating_sub(assigned.idle_since.load(Ordering::Acquire)));
+            let used = used.min(cpu_possible(since));
             let total = assigned.background_cpu.fetch_add(used, Ordering::AcqRel).saturating_add(used);
             if Duration::from_nanos(total) > limits.background_cpu + patience
                 && assigned.in_flight.load(Ordering::Acquire) == 0
@@ -1282,7 +1285,7 @@ impl Manager {
         let share = used / u64::try_from(active.len()).unwrap_or(u64::MAX).max(1);
         let (mut in_doubt, mut is_stuck) = (false, false);
         for slot in active {
-            let cpu = slot.charge(share);
+            let cpu = slot.charge(share, age);
             let late = slot.elapsed(age) > limits.wall;
             if late && !slot.is_uploaded() {
                 slot.cancel(Cause::RequestTime);

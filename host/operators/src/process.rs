@@ -65,7 +65,7 @@ pub(crate) struct Assigned {
     pub(crate) credits: AtomicI64,
     /// CPU time used while no request was in flight, in nanoseconds.
     pub(crate) background_cpu: AtomicU64,
-    /// Milliseconds since birth when the last request ended.
+    /// Nanoseconds since birth when the last request ended.
     pub(crate) idle_since: AtomicU64,
 }
 
@@ -258,6 +258,11 @@ impl Assigned {
     }
 }
 
+/// The most CPU time that one process can use in a time: its event loop's, and that of one thread that helps it.
+pub(crate) fn cpu_possible(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).saturating_mul(2)
+}
+
 impl Slot {
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire) != 0
@@ -270,10 +275,15 @@ impl Slot {
         }
     }
 
-    /// Adds CPU time; returns the sum.
-    pub(crate) fn charge(&self, nanoseconds: u64) -> Duration {
-        let before = self.cpu.fetch_add(nanoseconds, Ordering::AcqRel);
-        Duration::from_nanos(before.saturating_add(nanoseconds))
+    /// Adds CPU time; returns the sum. What was used since the last look may be more than this request can have used since
+    /// it came: it is not charged for those before it.
+    pub(crate) fn charge(&self, nanoseconds: u64, age: u64) -> Duration {
+        let possible = cpu_possible(self.elapsed(age));
+        let before = self.cpu.fetch_update(Ordering::AcqRel, Ordering::Acquire, |cpu| {
+            Some(cpu.saturating_add(nanoseconds).min(possible.max(cpu)))
+        });
+        let before = before.unwrap_or(0);
+        Duration::from_nanos(before.saturating_add(nanoseconds).min(possible.max(before)))
     }
 
     /// How long it has been in flight at an age of its process.
@@ -334,5 +344,21 @@ impl Drop for Flight {
         assigned.idle_since.store(self.process.age(), Ordering::Release);
         assigned.in_flight.fetch_sub(1, Ordering::AcqRel);
         assigned.pool.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_not_charged_for_those_before_it() {
+        let millisecond = 1_000_000;
+        let slot = Slot::default();
+        slot.started.store(1_000 * millisecond, Ordering::Release);
+        // The sampler slept; a whole second was used meanwhile, and this request came a millisecond ago.
+        assert_eq!(slot.charge(1_000 * millisecond, 1_001 * millisecond), Duration::from_millis(2));
+        assert_eq!(slot.charge(10 * millisecond, 1_011 * millisecond), Duration::from_millis(12));
+        assert_eq!(slot.charge(1_000 * millisecond, 1_012 * millisecond), Duration::from_millis(24));
     }
 }
