@@ -26,12 +26,24 @@ impl Secrets {
     }
 }
 
-/// Names whose values are credentials: of fields, properties, shared keys.
+/// Names whose values are credentials: of fields, properties, shared keys, and of foreign functions: what `verify_signature`
+/// gets is a token in two parts.
 fn is_credential(name: &str) -> bool {
+    const WORDS: [&str; 11] = [
+        "authorization",
+        "cookie",
+        "token",
+        "secret",
+        "password",
+        "api-key",
+        "apikey",
+        "api_key",
+        "dpop",
+        "credential",
+        "signature",
+    ];
     let name = name.to_ascii_lowercase();
-    ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey", "api_key", "dpop", "credential"]
-        .iter()
-        .any(|word| name.contains(word))
+    WORDS.iter().any(|word| name.contains(word))
 }
 
 /// A value in quotes, or that it is not shown.
