@@ -29,6 +29,11 @@ new-filter NAME:
     cargo run --quiet --bin portcullis -- new filter {{ NAME }} --path filters/{{ NAME }}
     cargo fmt --all
 
+# one filter, as after each change of it: its module built in seconds, its scenarios on the simulated host
+try-filter NAME *ARGS:
+    cargo xtask build-filters --dev {{ NAME }}
+    cargo run --quiet --bin portcullis -- test filters/{{ NAME }} {{ ARGS }}
+
 # what a built filter imports from its host
 imports NAME:
     cargo xtask imports {{ NAME }}
