@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::failure::Failure;
+use crate::logging::Lint;
 use crate::operators::Host;
 use crate::{PolicyFile, code_cache, logging};
 
@@ -26,13 +27,17 @@ pub(crate) struct Arguments {
     /// Seconds that requests under way may take after the first SIGTERM or SIGINT.
     #[arg(long, value_name = "SECONDS", default_value_t = portcullis_proxy::DRAIN_TIME.as_secs())]
     drain_seconds: u64,
+    /// Warn of calls of filters that Envoy answers with a status on which their SDK panics, or that cannot do what they seem
+    /// to: with the callback, the call and the reason. For trying filters out; each request tells the same again.
+    #[arg(long)]
+    lint: bool,
     #[command(flatten)]
     code_cache: code_cache::CacheArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let policy = arguments.policy.load()?;
-    let _logging = logging::start(&policy.logging);
+    let _logging = logging::start(&policy.logging, if arguments.lint { Lint::Shown } else { Lint::Hidden });
     // Signals count from here on: one that comes during the start ends it as soon as it is through.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|error| Failure::Running(format!("cannot receive signals: {error}")))?;

@@ -54,10 +54,15 @@ struct Served {
 
 impl Served {
     fn start(policy: &Path) -> Served {
+        Served::start_with(policy, &[])
+    }
+
+    fn start_with(policy: &Path, options: &[&str]) -> Served {
         let ready_file = policy.with_file_name("ready.json");
         let mut child = portcullis()
             .arg("serve")
             .arg(policy)
+            .args(options)
             .arg("--ready-file")
             .arg(&ready_file)
             .stdin(Stdio::null())
@@ -238,6 +243,46 @@ fn serves_reloads_and_ends_by_signals() {
     assert!(status.success(), "{status}");
     assert_eq!(access_log.lines().count(), 3, "{access_log}");
     assert!(access_log.lines().all(|line| line.contains(" GET / 200 direct_response ")), "{access_log}");
+}
+
+#[test]
+fn serve_warns_of_what_filters_do_in_vain_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Asks for the request's path when that is gone, and notes the status.
+    let module = r#"(module
+        (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 16) ":pathx-answer")
+        (func (export "proxy_abi_version_0_2_1"))
+        (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (i32.store8 (i32.const 64)
+                (i32.add (i32.const 48) (call $get (i32.const 0) (i32.const 16) (i32.const 5) (i32.const 96) (i32.const 100))))
+            (call $add (i32.const 2) (i32.const 21) (i32.const 8) (i32.const 64) (i32.const 1))))"#;
+    std::fs::write(folder.path().join("late.wasm"), wat::parse_str(module).expect("a module")).expect("a file");
+    let policy = write_policy(
+        folder.path(),
+        "filters: [{ name: late, wasm: late.wasm }]\n\
+         routes: [{ name: hello, filters: [late], respond: { status: 200 } }]",
+    );
+    let said = |options: &[&str]| {
+        let mut served = Served::start_with(&policy, options);
+        let response = served.get("/");
+        assert!(response.contains("\r\nx-answer: 2\r\n"), "{response}");
+        served.signal("TERM");
+        let said = served.wait_for("ended");
+        assert!(served.end().0.success());
+        said
+    };
+    let warned = said(&["--lint"]);
+    let line = warned.lines().find(|line| line.contains("BadArgument (2)")).expect("a warning");
+    assert!(line.contains(" WARN ") && line.contains("on which SDKs panic: "), "{line}");
+    for part in ["filter=\"late\"", "callback=\"proxy_on_response_headers\"", "call=\"proxy_get_header_map_value\""] {
+        assert!(line.contains(part), "{line}");
+    }
+    let silent = said(&[]);
+    assert!(!silent.contains("BadArgument"), "{silent}");
 }
 
 #[test]

@@ -472,6 +472,10 @@ impl StartLog {
     }
 }
 
+/// Target of the log lines that tell what filters do in vain. They come with each request that makes a filter do so: show them to
+/// who asks for them.
+pub const LINT_TARGET: &str = "portcullis::lint";
+
 struct HostEmbedder {
     plan: Arc<Plan>,
     start_log: StartLog,
@@ -512,9 +516,9 @@ impl Embedder for HostEmbedder {
     }
 
     fn lint(&mut self, lint: &Lint<'_>) {
-        tracing::debug!(
-            target: "portcullis::filter",
-            filter = lint.plugin, callback = lint.callback, call = lint.call, "{}", lint.reason
+        tracing::warn!(
+            target: LINT_TARGET,
+            filter = lint.plugin, callback = lint.callback, call = lint.call, "{}", one_line(&lint.reason)
         );
     }
 }

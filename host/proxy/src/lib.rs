@@ -44,6 +44,7 @@ mod tcp;
 mod upstream;
 mod worker;
 
+pub use core::LINT_TARGET;
 pub use metrics::counters_text;
 pub use operator::{
     BodyError, OperatorAnswer, OperatorFailure, OperatorHost, OperatorRequestBody, OperatorSet, OperatorsRefused,

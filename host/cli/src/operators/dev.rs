@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 use super::{Host, Purpose};
 use crate::code_cache::CacheArguments;
 use crate::failure::Failure;
+use crate::logging::Lint;
 use crate::{logging, print};
 
 /// How often files are looked at.
@@ -48,7 +49,7 @@ enum Event {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Operators' lines are shown in a form of their own.
     let logging = Logging { level: LogLevel::Warn, ..Logging::default() };
-    let _logging = logging::start(&logging);
+    let _logging = logging::start(&logging, Lint::Hidden);
     let running = |error: io::Error| Failure::Running(error.to_string());
     let (events, happened) = channel();
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(running)?;

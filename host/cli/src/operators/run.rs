@@ -11,6 +11,7 @@ use signal_hook::iterator::Signals;
 
 use super::{Host, admin, load};
 use crate::failure::Failure;
+use crate::logging::Lint;
 use crate::{PolicyFile, logging};
 
 #[derive(Debug, clap::Args)]
@@ -47,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             policy.name
         )));
     }
-    let _logging = logging::start(&policy.logging);
+    let _logging = logging::start(&policy.logging, Lint::Hidden);
     let running = |error: &dyn std::fmt::Display| Failure::Running(error.to_string());
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(|error| running(&error))?;
     let host = Arc::new(Host::default());
