@@ -27,7 +27,7 @@ use crate::cli::Command;
 use crate::progress::Progress;
 use crate::setup::Part;
 use crate::wasm_std::WasmStd;
-use crate::workspace::{WASM_DEV_PROFILE, WASM_PROFILE, Workspace};
+use crate::workspace::Workspace;
 
 fn main() -> ExitCode {
     let command = match cli::parse(lexopt::Parser::from_env()) {
@@ -63,10 +63,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 anyhow::bail!("there is no V8 to build it with: {why}");
             }
         }
-        Command::BuildFilters { names, dev } => {
+        Command::BuildFilters { names } => {
             let wasm_std = ready_for_wasm(&workspace, progress)?;
-            let profile = if dev { WASM_DEV_PROFILE } else { WASM_PROFILE };
-            filters::build(&workspace, &wasm_std, &names, profile, progress)?;
+            filters::build(&workspace, &wasm_std, &names, progress)?;
         }
         Command::BuildGuests => guests::build(&workspace, progress)?,
         Command::Imports { name } => {

@@ -1,9 +1,9 @@
 //! Builds `portcullis-operator`, the operators' engine on deno_core, where V8 can be had.
 //!
-//! It is a workspace of its own (`host/operators/runner` says why), built into `.portcullis/runner`, where neither `cargo clean`
-//! nor another feature set makes its four hundred crates be compiled again. The one thing that it needs and cargo cannot bring is
-//! V8's static library. Every call of cargo for it is made here, since the `v8` crate, and all above it, is compiled anew
-//! whenever the variable that names the library changes.
+//! It is a workspace of its own (`host/operators/runner` says why), built into `target/runner`, where another feature set does not
+//! make its four hundred crates be compiled again. The one thing that it needs and cargo cannot bring is V8's static library.
+//! Every call of cargo for it is made here, since the `v8` crate, and all above it, is compiled anew whenever the variable that
+//! names the library changes.
 
 use std::fmt;
 use std::fs;
@@ -116,8 +116,10 @@ fn cargo(workspace: &Workspace, v8: Option<&V8>, subcommand: &str) -> Command {
     cargo
 }
 
+/// Of this checkout alone. Cargo knows a package by its place in its workspace and a file by its age, so of two checkouts that
+/// build into one folder, one may get what was built from the other's sources.
 fn target(workspace: &Workspace) -> PathBuf {
-    workspace.downloads().join("runner")
+    workspace.target.join("runner")
 }
 
 /// Where V8 comes from, or why it cannot be had.
@@ -199,6 +201,24 @@ fn put(from: &Path, to: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkouts_that_share_their_downloads_build_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| {
+            let root = folder.path().join(name);
+            fs::create_dir_all(&root).unwrap();
+            std::os::unix::fs::symlink(folder.path().join("shared"), root.join(".portcullis")).unwrap();
+            Workspace { target: root.join("target"), root, filters: Vec::new(), guest_packages: Vec::new() }
+        });
+        fs::create_dir_all(folder.path().join("shared")).unwrap();
+        let [one, other] = [one, other].map(|workspace| {
+            let place = target(&workspace);
+            fs::create_dir_all(&place).unwrap();
+            place.canonicalize().unwrap()
+        });
+        assert_ne!(one, other);
+    }
 
     #[test]
     fn version_of_v8_is_read_from_the_lock_file() {
