@@ -10,6 +10,8 @@ mod bridge;
 mod extensions;
 #[path = "src/ops.rs"]
 mod ops;
+#[path = "src/sources.rs"]
+mod sources;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -35,7 +37,7 @@ const MAIN: ExtensionFileSource = ExtensionFileSource::loaded_during_snapshot(
 );
 
 fn main() {
-    for path in ["js", "ops.txt", "src/bridge.rs", "src/extensions.rs", "src/ops.rs"] {
+    for path in ["js", "ops.txt", "src/bridge.rs", "src/extensions.rs", "src/ops.rs", "src/sources.rs"] {
         println!("cargo:rerun-if-changed={path}");
     }
     let scripts: RefCell<Vec<Cow<'static, [ExtensionFileSource]>>> = RefCell::default();
@@ -65,5 +67,7 @@ fn main() {
     )
     .unwrap_or_else(|error| panic!("the snapshot cannot be made: {error}"));
     let folder = std::env::var_os("OUT_DIR").expect("cargo names a folder");
-    std::fs::write(Path::new(&folder).join("operator.snapshot"), snapshot.output).expect("the snapshot is written");
+    let folder = Path::new(&folder);
+    std::fs::write(folder.join("operator.snapshot"), snapshot.output).expect("the snapshot is written");
+    std::fs::write(folder.join("operator.sources"), sources::DIGEST.to_le_bytes()).expect("the digest is written");
 }

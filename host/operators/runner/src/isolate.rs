@@ -20,9 +20,14 @@ use crate::contract::{Load, LoadFailure};
 use crate::log::Output;
 use crate::ops::{Log, MODULE_BASE, Settled};
 use crate::watch::Watch;
-use crate::{extensions, memory};
+use crate::{extensions, memory, sources};
 
 static SNAPSHOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/operator.snapshot"));
+
+const _: () = assert!(
+    u64::from_le_bytes(*include_bytes!(concat!(env!("OUT_DIR"), "/operator.sources"))) == sources::DIGEST,
+    "the snapshot was made from other sources than this program's: remove `target/runner`, and build again",
+);
 
 /// What an isolate that is out of memory may use to unwind.
 const UNWINDING_BYTES: usize = 16 << 20;
@@ -80,7 +85,7 @@ pub(crate) enum IncomingBody {
 
 impl Isolate {
     /// Makes an isolate without an operator. Must be called in the context of the process's runtime.
-    pub(crate) fn new(options: Options, surroundings: &Surroundings) -> Self {
+    pub(crate) fn new(options: Options, surroundings: &Surroundings) -> Result<Self, LoadFailure> {
         let loader = Rc::new(OneModule::default());
         let parameters = v8::CreateParams::default()
             .heap_limits(0, options.heap_bytes)
@@ -108,10 +113,10 @@ impl Isolate {
             told.out_of_memory();
             limit + UNWINDING_BYTES
         });
-        let functions = Functions::take(&mut runtime, options);
+        let functions = Functions::take(&mut runtime, options)?;
         let context = runtime.main_context();
         watch.watch(runtime.v8_isolate(), context);
-        Self { runtime, loader, watch, functions }
+        Ok(Self { runtime, loader, watch, functions })
     }
 
     /// Gives the isolate its operator.
@@ -226,30 +231,31 @@ impl Isolate {
 
 impl Functions {
     /// Takes the snapshot's functions from the global object and lets it become the operator's.
-    fn take(runtime: &mut JsRuntime, options: Options) -> Self {
+    fn take(runtime: &mut JsRuntime, options: Options) -> Result<Self, LoadFailure> {
         deno_core::scope!(scope, runtime);
         let context = scope.get_current_context();
         context.set_allow_generation_from_strings(options.code_generation);
         let global = context.global(scope);
-        let name = v8::String::new(scope, "__portcullis").expect("a short string");
+        let missing = |what: &str| LoadFailure::new(format!("the snapshot lacks `{what}`"));
+        let name = string(scope, "__portcullis")?;
         let ours = global.get(scope, name.into()).and_then(|ours| v8::Local::<v8::Object>::try_from(ours).ok());
-        let ours = ours.expect("the snapshot was made by our own build script");
-        let function = |name: &str| {
-            let name = v8::String::new(scope, name).expect("a short string");
-            let found = ours.get(scope, name.into());
+        let ours = ours.ok_or_else(|| missing("__portcullis"))?;
+        let mut function = |name: &str| {
+            let key = string(scope, name)?;
+            let found = ours.get(scope, key.into());
             let found = found.and_then(|found| v8::Local::<v8::Function>::try_from(found).ok());
-            v8::Global::new(scope, found.expect("the snapshot was made by our own build script"))
+            found.map(|found| v8::Global::new(scope, found)).ok_or_else(|| missing(name))
         };
-        let start = function("start");
+        let start = function("start")?;
         let functions = Self {
-            adopt: function("adopt"),
-            dispatch: function("dispatch"),
-            gone: function("gone"),
-            prepare: function("prepare"),
-            stop: function("stop"),
+            adopt: function("adopt")?,
+            dispatch: function("dispatch")?,
+            gone: function("gone")?,
+            prepare: function("prepare")?,
+            stop: function("stop")?,
         };
-        call(scope, &start, &[]).unwrap_or_else(|failure| panic!("{}", failure.message));
-        functions
+        call(scope, &start, &[])?;
+        Ok(functions)
     }
 }
 

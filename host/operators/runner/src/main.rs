@@ -14,6 +14,7 @@ mod log;
 mod memory;
 mod ops;
 mod serve;
+mod sources;
 mod watch;
 
 use std::path::PathBuf;

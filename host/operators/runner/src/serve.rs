@@ -77,7 +77,7 @@ pub(crate) async fn run(arguments: &Arguments) -> io::Result<()> {
             let _ = settled.send(());
         }),
     };
-    let isolate = Isolate::new(arguments.options, &surroundings);
+    let isolate = Isolate::new(arguments.options, &surroundings).map_err(|failure| unusable(&failure))?;
     let services = Services::connect(&arguments.host).await?;
     bridge.borrow_mut().set_host(Rc::new(services));
     memory::limit(arguments.memory_bytes);
@@ -273,6 +273,10 @@ fn plain(status: StatusCode) -> Response<AnswerBody> {
     response
 }
 
+fn unusable(failure: &LoadFailure) -> io::Error {
+    io::Error::other(format!("no isolate can be made: {}", failure.message))
+}
+
 /// The isolate and what it is fed.
 struct Engine {
     options: Options,
@@ -425,7 +429,7 @@ impl Engine {
             isolate.discard();
         }
         self.surroundings.output.borrow_mut().write(&format!("{told}: the isolate was replaced\n"));
-        let mut isolate = Isolate::new(self.options, &self.surroundings);
+        let mut isolate = Isolate::new(self.options, &self.surroundings).map_err(|failure| unusable(&failure))?;
         if let Some(load) = &self.load {
             isolate.load(load).await.map_err(|failure| io::Error::other(failure.message))?;
         }
