@@ -2,6 +2,7 @@
 (function () {
 const { core, primordials } = __bootstrap;
 const {
+  FunctionPrototype,
   ObjectDefineProperty,
   ObjectGetOwnPropertyDescriptor,
   ObjectSetPrototypeOf,
@@ -66,8 +67,11 @@ function startTimer(start, once, callback, delay, args) {
   return id;
 }
 
+const { clearTimeout } = timers;
+
 function stopTimer(id) {
-  timers.clearTimeout(id);
+  id = webidl.converters.long(id);
+  clearTimeout(id);
   SetPrototypeDelete(pendingTimers, id);
 }
 
@@ -216,6 +220,22 @@ function fromResponse(make) {
   };
 }
 
+// deno_core calls its operations with the `call` that functions inherit. Whoever could put another there would be handed the
+// operations. A function may still have a `call` of its own.
+function keepCall() {
+  const { call } = FunctionPrototype;
+  ObjectDefineProperty(FunctionPrototype, "call", {
+    __proto__: null,
+    configurable: false,
+    enumerable: false,
+    get: () => call,
+    set(value) {
+      if (this === FunctionPrototype) throw new TypeError("`Function.prototype.call` cannot be replaced");
+      define(this, "call", value, true);
+    },
+  });
+}
+
 // What a snapshot cannot hold, and the end of what only a start needs. Runs once, before there is an operator.
 function seal() {
   defineGlobals({ __proto__: null, crypto: cryptography.crypto }, true);
@@ -233,6 +253,7 @@ function seal() {
   const { WebAssembly } = globalThis;
   define(WebAssembly, "compileStreaming", fromResponse(WebAssembly.compile), false);
   define(WebAssembly, "instantiateStreaming", fromResponse(WebAssembly.instantiate), false);
+  keepCall();
   performance.setTimeOrigin();
   const names = ReflectOwnKeys(globalThis);
   for (let i = 0; i < names.length; i++) {

@@ -70,13 +70,16 @@ function log(error) {
   op_operator_log(stackOf(error) + "\n", 4);
 }
 
+// Every step asks an object of the operator's, and may fail.
 function stackOf(error) {
+  let text = "an exception that cannot be described";
   try {
-    const isError = ObjectPrototypeIsPrototypeOf(ErrorPrototype, error);
-    const text = isError ? String(error.stack ?? error) : "uncaught " + String(error);
-    return error?.cause === undefined ? text : text + "\ncaused by " + stackOf(error.cause);
+    if (!ObjectPrototypeIsPrototypeOf(ErrorPrototype, error)) return "uncaught " + String(error);
+    text = String(error);
+    text = String(error.stack ?? text);
+    return error.cause === undefined ? text : text + "\ncaused by " + stackOf(error.cause);
   } catch {
-    return "an exception that cannot be described";
+    return text;
   }
 }
 

@@ -441,7 +441,9 @@ impl Bridge {
         } else {
             response.map(AnswerBody::full)
         };
-        let response = if exchange.uploads { self.closing(id, response) } else { response };
+        let closed = Closed::new(id, self.closed.clone());
+        // A client that still uploads is listened to until the connection has done with the answer.
+        let response = if exchange.uploads { response.map(|body| body.with_closed(closed)) } else { response };
         exchange.answer.send(response).is_ok()
     }
 

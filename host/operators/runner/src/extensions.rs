@@ -30,6 +30,8 @@ pub(crate) fn extensions(
     for extension in &mut extensions {
         let listed = |op: &&OpDecl| is_listed(op.name);
         extension.ops = Cow::Owned(extension.ops.iter().filter(listed).copied().collect());
+        let classes = extension.objects.iter().filter(|class| is_listed(class.name.1.as_str()));
+        extension.objects = Cow::Owned(classes.copied().collect());
         extension.js_files = Cow::Borrowed(&[]);
         extension.esm_files = Cow::Borrowed(&[]);
         extension.lazy_loaded_esm_files = Cow::Borrowed(&[]);

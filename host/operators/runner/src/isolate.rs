@@ -29,8 +29,10 @@ const _: () = assert!(
     "the snapshot was made from other sources than this program's: remove `target/runner`, and build again",
 );
 
-/// What an isolate that is out of memory may use to unwind.
+/// What an isolate that is out of memory may use on top, step by step, until it has unwound. After the last step the process
+/// ends, which the host recognizes.
 const UNWINDING_BYTES: usize = 16 << 20;
+const UNWINDING_BYTES_MAX: usize = 3 * UNWINDING_BYTES;
 
 /// How isolates of this process are made.
 #[derive(Clone, Copy, Debug)]
@@ -109,9 +111,13 @@ impl Isolate {
         }
         let watch = surroundings.watch.clone();
         let told = watch.clone();
-        runtime.add_near_heap_limit_callback(move |limit, _| {
+        runtime.add_near_heap_limit_callback(move |limit, initial| {
+            // V8 asks, too, when all it lacks is an array buffer. That becomes an exception.
+            if memory::was_refused() {
+                return limit;
+            }
             told.out_of_memory();
-            limit + UNWINDING_BYTES
+            limit.saturating_add(UNWINDING_BYTES).min(initial.saturating_add(UNWINDING_BYTES_MAX))
         });
         let functions = Functions::take(&mut runtime, options)?;
         let context = runtime.main_context();
@@ -335,5 +341,59 @@ impl ModuleLoader for OneModule {
 
     fn source_map_source_exists(&self, _source_url: &str) -> Option<bool> {
         Some(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The operations that are there under any name, and those not on the list that can be called.
+    const OUTSIDE_OF_LIST: &str = r#"(() => {
+        const { ops } = Deno.core;
+        globalThis.found = [];
+        for (const name of Object.keys(ops)) {
+            if (listed.has(name)) continue;
+            // What throws when an operation that waits is called becomes a rejection.
+            try {
+                const result = ops[name]();
+                if (!(result instanceof Promise)) found.push(name);
+                else result.then(() => found.push(name), (error) => /op is disabled/.test(error) || found.push(name));
+            } catch (error) {
+                if (!/op is disabled/.test(error)) found.push(name);
+            }
+        }
+        return Object.keys(ops).join(" ");
+    })()"#;
+
+    #[test]
+    fn an_isolate_can_reach_the_operations_on_the_list_and_no_others() {
+        JsRuntime::init_platform(None);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _context = runtime.enter();
+        let mut isolate = JsRuntime::new(RuntimeOptions {
+            startup_snapshot: Some(SNAPSHOT),
+            extensions: extensions::extensions(|_, _| {}),
+            ..RuntimeOptions::default()
+        });
+        let mut evaluate = |code: String| -> BTreeSet<String> {
+            let value = isolate.execute_script("test", code).unwrap();
+            deno_core::scope!(scope, &mut isolate);
+            let text = v8::Local::new(scope, value).to_rust_string_lossy(scope);
+            text.split_whitespace().map(str::to_owned).collect()
+        };
+        let listed: BTreeSet<String> =
+            extensions::OPS.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+        evaluate(format!("globalThis.listed = new Set([{}]); 0", quoted(&listed)));
+        let there = evaluate(OUTSIDE_OF_LIST.to_owned());
+        assert!(there.len() > listed.len(), "nothing of deno_core's own is there: {there:?}");
+        assert_eq!(evaluate("found.join(' ')".to_owned()), BTreeSet::new(), "not on the list");
+        assert_eq!(listed.difference(&there).collect::<Vec<_>>(), Vec::<&String>::new(), "listed, and not there");
+    }
+
+    fn quoted(names: &BTreeSet<String>) -> String {
+        names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(",")
     }
 }

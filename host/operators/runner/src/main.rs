@@ -33,6 +33,9 @@ An engine for operators. The host starts it; by hand only these are of use:
   --ops       Every operation that an isolate can reach, with its reason
 ";
 
+/// Of a memory of WebAssembly's.
+const WASM_PAGE_BYTES: usize = 64 << 10;
+
 /// What it was started with.
 #[derive(Debug)]
 pub(crate) struct Arguments {
@@ -106,7 +109,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
 }
 
 fn serve(arguments: &Arguments) -> std::io::Result<()> {
-    start_v8(arguments.interpreter_only);
+    start_v8(arguments);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Cryptography runs there. It lives as long as the process, since no other can be started later.
@@ -116,9 +119,15 @@ fn serve(arguments: &Arguments) -> std::io::Result<()> {
     tokio::task::LocalSet::new().block_on(&runtime, serve::run(arguments))
 }
 
-fn start_v8(interpreter_only: bool) {
-    if interpreter_only {
-        deno_core::v8::V8::set_flags_from_string("--jitless");
+fn start_v8(arguments: &Arguments) {
+    // With these, V8 15.0 leaves out checks of loops that it should not leave out, and some loops would never end:
+    // `for (;;) new Array(1000).fill(0)`, for one.
+    let mut flags = "--no-turboshaft-loop-unrolling --no-wasm-loop-unrolling".to_owned();
+    // A larger memory would not fit anyway. This way the operator gets an exception.
+    flags.push_str(&format!(" --wasm-max-mem-pages={}", (arguments.memory_bytes / WASM_PAGE_BYTES).max(1)));
+    if arguments.interpreter_only {
+        flags.push_str(" --jitless");
     }
+    deno_core::v8::V8::set_flags_from_string(&flags);
     deno_core::JsRuntime::init_platform(None);
 }

@@ -4,15 +4,23 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use deno_core::v8;
 
 static USED: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
+static BUDGET: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// What happened to the latest array buffer. V8 tries a few times, and before the last time says that it lacks memory.
+static LATEST: AtomicU8 = AtomicU8::new(GRANTED);
+const GRANTED: u8 = 0;
+const REFUSED: u8 = 1;
+const LAST_TRY: u8 = 2;
 
 /// What array buffers and Rust's allocations may have together, on top of what is in use now.
 pub(crate) fn limit(bytes: usize) {
+    BUDGET.store(bytes, Ordering::Relaxed);
     LIMIT.store(USED.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
 }
 
@@ -24,6 +32,17 @@ const SLACK_BYTES: usize = 4 << 20;
 /// isolate that causes them ends.
 pub(crate) fn is_full() -> bool {
     USED.load(Ordering::Relaxed) > LIMIT.load(Ordering::Relaxed).saturating_add(SLACK_BYTES)
+}
+
+/// Whether V8 lacks memory because it was refused an array buffer just now. Called when it says so.
+pub(crate) fn was_refused() -> bool {
+    LATEST.compare_exchange(REFUSED, LAST_TRY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
+/// Whether memory outside of V8's heap, as V8 counts it, is more than allowed: WebAssembly's memories are no array buffers
+/// of ours.
+pub(crate) fn is_too_much(external: usize) -> bool {
+    external > BUDGET.load(Ordering::Relaxed).saturating_add(SLACK_BYTES)
 }
 
 /// Counts what Rust allocates.
@@ -69,8 +88,11 @@ pub(crate) fn array_buffers() -> v8::UniqueRef<v8::Allocator> {
 
 unsafe extern "C" fn allocate(_: &(), length: usize) -> *mut c_void {
     if USED.load(Ordering::Relaxed).saturating_add(length) > LIMIT.load(Ordering::Relaxed) {
+        let before = LATEST.load(Ordering::Relaxed);
+        LATEST.store(if before == LAST_TRY { GRANTED } else { REFUSED }, Ordering::Relaxed);
         return std::ptr::null_mut();
     }
+    LATEST.store(GRANTED, Ordering::Relaxed);
     // SAFETY: calloc(3) takes any sizes and answers with null where it has no memory. Zeroed in any case: memory that comes
     // fresh from the kernel costs nothing more, and what an earlier request left must not show.
     let pointer = unsafe { libc::calloc(length.max(1), 1) };

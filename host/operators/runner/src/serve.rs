@@ -25,13 +25,15 @@ use crate::contract::{INTERNAL_AUTHORITY, Load, LoadFailure, READY};
 use crate::host::{OnThisThread, Services};
 use crate::isolate::{Incoming, IncomingBody, Isolate, Options, Surroundings};
 use crate::log::Output;
-use crate::watch::{CpuLimits, Verdict, Watch};
+use crate::watch::{CpuLimits, MemoryCheck, Verdict, Watch};
 use crate::{confine, memory};
 
 /// Longest code that is taken, with everything that comes with it.
 const LOAD_BYTES_MAX: usize = 128 << 20;
 /// Bodies up to this length that arrive together with their request are handed over with it.
 const WHOLE_BODY_BYTES_MAX: u64 = 64 << 10;
+/// How long cryptography may go on that an isolate began which is gone.
+const CRYPTOGRAPHY_GRACE: Duration = Duration::from_millis(500);
 const HEADERS_MAX: usize = 128;
 const HEADERS_BYTES_MAX: usize = 64 << 10;
 
@@ -64,7 +66,7 @@ pub(crate) async fn run(arguments: &Arguments) -> io::Result<()> {
     // Before any other work, so that everything that needs a thread has one.
     tokio::task::spawn_blocking(|| {}).await.map_err(io::Error::other)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let watch = Watch::start(memory::is_full)?;
+    let watch = Watch::start(MemoryCheck { is_full: memory::is_full, is_too_much: memory::is_too_much })?;
     let (closed, closings) = mpsc::unbounded_channel();
     let none = BodyLimits { request: 0, response: 0 };
     let bridge = Rc::new(RefCell::new(Bridge::new(none, closed.clone())));
@@ -350,7 +352,9 @@ impl Engine {
     }
 
     fn dispatch(&mut self, arrived: Arrived) {
-        let Arrived { parts, body, answer, id: known } = arrived;
+        let Arrived { mut parts, body, answer, id: known } = arrived;
+        // About this connection, and none of the operator's business.
+        parts.headers.remove(http::header::TE);
         let (Some(isolate), true) = (&mut self.isolate, self.is_loaded) else {
             let _ = answer.send(plain(StatusCode::SERVICE_UNAVAILABLE));
             return;
@@ -427,6 +431,11 @@ impl Engine {
         tokio::task::yield_now().await;
         if let Some(isolate) = self.isolate.take() {
             isolate.discard();
+        }
+        // The isolate is gone, but not what it had begun on the other thread, where nothing can be ended.
+        let free = tokio::time::timeout(CRYPTOGRAPHY_GRACE, tokio::task::spawn_blocking(|| {})).await;
+        if !matches!(free, Ok(Ok(()))) {
+            return Err(io::Error::other(format!("{told}, and cryptography goes on: the process ends")));
         }
         self.surroundings.output.borrow_mut().write(&format!("{told}: the isolate was replaced\n"));
         let mut isolate = Isolate::new(self.options, &self.surroundings).map_err(|failure| unusable(&failure))?;

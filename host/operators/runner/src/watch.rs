@@ -70,7 +70,16 @@ struct Shared {
     resting: AtomicBool,
     /// Told about every verdict.
     verdict: Notify,
-    memory_is_full: fn() -> bool,
+    memory: MemoryCheck,
+}
+
+/// What a look also asks about memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemoryCheck {
+    /// Whether there is too much of what the process counts.
+    pub(crate) is_full: fn() -> bool,
+    /// Whether this is too much of what V8 counts.
+    pub(crate) is_too_much: fn(usize) -> bool,
 }
 
 /// In an isolate's slot: its only context.
@@ -85,7 +94,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Starts the thread. Later no thread can be started any more.
-    pub(crate) fn start(memory_is_full: fn() -> bool) -> std::io::Result<Self> {
+    pub(crate) fn start(memory: MemoryCheck) -> std::io::Result<Self> {
         let none = Duration::MAX;
         let state = State {
             isolate: None,
@@ -102,7 +111,7 @@ impl Watch {
             in_turn: AtomicBool::new(false),
             resting: AtomicBool::new(false),
             verdict: Notify::new(),
-            memory_is_full,
+            memory,
         });
         let watched = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -210,7 +219,7 @@ impl Shared {
         if state.verdict.is_some() {
             return true;
         }
-        if (self.memory_is_full)() {
+        if (self.memory.is_full)() {
             self.decide(&mut state, Verdict::Memory);
             return true;
         }
@@ -291,6 +300,7 @@ unsafe extern "C" fn interrupted(isolate: v8::UnsafeRawIsolatePtr, data: *mut c_
     let shared = unsafe { Arc::from_raw(data.cast_const().cast::<Shared>()) };
     // SAFETY: V8 calls this with the isolate that it is running on this very thread.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
+    let external = isolate.get_heap_statistics().external_memory();
     let context = isolate.get_slot::<Watched>().map(|watched| watched.0.clone());
     let id = context.and_then(|context| {
         v8::scope_with_context!(scope, &mut isolate, context);
@@ -301,6 +311,9 @@ unsafe extern "C" fn interrupted(isolate: v8::UnsafeRawIsolatePtr, data: *mut c_
     state.asked = false;
     let used = state.take_used();
     state.charge(id, used);
+    if (shared.memory.is_too_much)(external) {
+        shared.decide(&mut state, Verdict::Memory);
+    }
     shared.judge(&mut state);
 }
 
