@@ -41,9 +41,9 @@ pub struct OperatorError {
 }
 
 /// As [`OperatorError`], before it is known whose.
-pub(crate) struct CallFailed {
-    pub(crate) cause: Cause,
-    pub(crate) detail: Option<String>,
+struct CallFailed {
+    cause: Cause,
+    detail: Option<String>,
 }
 
 impl From<Cause> for CallFailed {
@@ -131,7 +131,24 @@ async fn open(process: &Process) -> Result<SendRequest<RequestBody>, Cause> {
 }
 
 /// Carries a request to an operator.
-pub(crate) async fn call<B>(pool: &Arc<Pool>, request: Request<B>) -> Result<Response<OperatorBody>, CallFailed>
+pub(crate) async fn call<B>(pool: &Arc<Pool>, request: Request<B>) -> Result<Response<OperatorBody>, OperatorError>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let mut process = 0;
+    carry(pool, request, &mut process).await.map_err(|failed| {
+        pool.failed(process, failed.cause, "a request was not answered by its operator");
+        OperatorError { detail: failed.detail, ..OperatorError::new(failed.cause, &pool.operator.name) }
+    })
+}
+
+/// `process` is told which one has the request, as soon as one has.
+async fn carry<B>(
+    pool: &Arc<Pool>,
+    request: Request<B>,
+    process: &mut u64,
+) -> Result<Response<OperatorBody>, CallFailed>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError>,
@@ -143,6 +160,7 @@ where
     }
     prepare(&mut parts)?;
     let flight = Arc::new(pool.acquire().await?);
+    *process = flight.process.id;
     let upload = if body.is_end_stream() {
         flight.slot().into_iter().for_each(Slot::set_uploaded);
         Empty::new().map_err(|never| match never {}).boxed_unsync()
@@ -389,11 +407,7 @@ impl fmt::Debug for OperatorBody {
 impl OperatorBody {
     fn fail(&mut self, cause: Cause) -> OperatorError {
         let operator = self.state.take().map_or_else(String::new, |open| {
-            open.pool.counters.count_cause(cause);
-            tracing::warn!(
-                operator = %open.pool.operator.name, process = open.flight.process.id, cause = cause.id(),
-                "a response was cut"
-            );
+            open.pool.failed(open.flight.process.id, cause, "a response was cut");
             open.pool.operator.name.clone()
         });
         OperatorError { cause, operator, detail: None }

@@ -3,8 +3,12 @@
 //! One table: status for the client, stable reason for client, log and metric, and what to do. A new cause does not
 //! compile until it has a row.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+
+use crate::config::Limits;
 
 /// A named reason. The first group is the client's doing, the second the operator's, the third the machine's or ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -174,6 +178,41 @@ impl Cause {
         }
     }
 
+    /// The limit that was reached, by the name that it has in the policy, and its value. For log and author; never for clients.
+    pub(crate) fn limit(self, limits: &Limits) -> Option<String> {
+        let time = |name: &str, value: Duration| Some(format!("`limits.{name}` is {value:?}"));
+        let size = |name: &str, value: u64| Some(format!("`limits.{name}` is {}", written_size(value)));
+        match self {
+            Self::RequestBytes => size("request_bytes", limits.request_bytes),
+            Self::RequestTime | Self::WallTime => time("wall_time", limits.wall),
+            Self::CpuTime => time("cpu_time", limits.cpu),
+            Self::BackgroundCpu => time("background_cpu_time", limits.background_cpu),
+            Self::StartTime => time("start_time", limits.start),
+            Self::Memory => Some(format!(
+                "`limits.heap` is {}, `limits.memory` {}",
+                written_size(limits.heap_bytes),
+                written_size(limits.memory_bytes)
+            )),
+            Self::ResponseBytes => size("response_bytes", limits.response_bytes),
+            Self::Concurrency => Some(format!("`limits.concurrency` is {} for each process", limits.concurrency)),
+            _ => None,
+        }
+    }
+
+    /// As the log has it.
+    pub(crate) fn explained(self, limits: &Limits) -> String {
+        self.limit(limits).map_or_else(|| self.id().to_owned(), |limit| format!("{}: {limit}", self.id()))
+    }
+
+    /// Whether the operator's author is to read of it. What clients do would drown what operators print, and what a handler
+    /// throws has its stack there already.
+    pub(crate) fn concerns_author(self) -> bool {
+        matches!(
+            self,
+            Self::WallTime | Self::CpuTime | Self::Stalled | Self::Memory | Self::ResponseBytes | Self::ResponseRefused
+        )
+    }
+
     /// Whether a process that ends for this cause counts towards the crash loop.
     pub(crate) fn is_failure_of_process(self) -> bool {
         matches!(
@@ -203,6 +242,13 @@ impl Cause {
     }
 }
 
+/// A number of bytes as a policy has it.
+fn written_size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{bytes}B"), |(unit, name)| format!("{}{name}", bytes / unit))
+}
+
 impl std::fmt::Display for Cause {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(self.id())
@@ -223,6 +269,18 @@ mod tests {
     #[test]
     fn every_cause_is_an_error_to_the_client() {
         assert!(Cause::ALL.iter().all(|cause| cause.status().is_client_error() || cause.status().is_server_error()));
+    }
+
+    #[test]
+    fn a_limit_is_told_by_its_name_and_value() {
+        let limits = Limits { cpu: Duration::from_millis(200), response_bytes: 1 << 10, ..Limits::default() };
+        let told = |cause: Cause| cause.explained(&limits);
+        assert_eq!(told(Cause::CpuTime), "operator_cpu_time: `limits.cpu_time` is 200ms");
+        assert_eq!(told(Cause::WallTime), "operator_wall_time: `limits.wall_time` is 15s");
+        assert_eq!(told(Cause::ResponseBytes), "operator_response_bytes: `limits.response_bytes` is 1KiB");
+        assert_eq!(told(Cause::Memory), "operator_memory: `limits.heap` is 64MiB, `limits.memory` 192MiB");
+        assert_eq!(told(Cause::Crashed), "operator_crashed");
+        assert_eq!([0, 1023, 1 << 20, 3 << 30].map(written_size), ["0B", "1023B", "1MiB", "3GiB"]);
     }
 
     #[test]

@@ -421,8 +421,8 @@ impl OperatorConfig {
             [(&self.net, "permissions.net", false), (&self.private_net, "permissions.private_net", true)]
         {
             for (index, text) in list.iter().enumerate() {
-                if let Err(problem) = grants.allow(text, private) {
-                    mistakes.add(&format!("{name}[{index}]"), problem, "write `host:port`, e.g. `api.example.com:443`");
+                if let Err((problem, hint)) = grants.allow(text, private) {
+                    mistakes.add(&format!("{name}[{index}]"), problem, hint);
                 }
             }
         }

@@ -58,14 +58,17 @@ pub(crate) struct Grants {
 }
 
 impl Grants {
-    /// Adds `host:port`.
-    pub(crate) fn allow(&mut self, text: &str, private: bool) -> Result<(), String> {
-        let destination = destination(text).ok_or_else(|| format!("`{text}` is not `host:port`"))?;
-        if let Ok(address) = destination.0.parse::<IpAddr>()
-            && !private
-            && !is_public(address)
-        {
-            return Err(format!("`{text}` is not a public address; it belongs in `permissions.private_net`"));
+    /// Adds `host:port`. What is wrong with it is told with a hint.
+    pub(crate) fn allow(&mut self, text: &str, private: bool) -> Result<(), (String, &'static str)> {
+        let destination = destination(text)
+            .ok_or_else(|| (format!("`{text}` is not `host:port`"), "write e.g. `api.example.com:443`"))?;
+        // Requests to these would be refused for their addresses, whatever is granted.
+        let is_local_name = destination.0 == "localhost" || destination.0.ends_with(".localhost");
+        if !private && (is_local_name || destination.0.parse::<IpAddr>().is_ok_and(|address| !is_public(address))) {
+            return Err((
+                format!("`{text}` is not a public address"),
+                "write it in `permissions.private_net`, if it is a service of your own network that is meant",
+            ));
         }
         *self.destinations.entry(destination).or_default() |= private;
         Ok(())
@@ -497,7 +500,11 @@ mod tests {
         for bad in ["a", "a:0", "a:65536", "a b:1", "::1:80", "[::1:80", "a/b:1", ":1", "*:1"] {
             assert!(grants.allow(bad, true).is_err(), "{bad}");
         }
-        assert!(grants.allow("127.0.0.1:80", false).unwrap_err().contains("permissions.private_net"));
+        for local in ["127.0.0.1:80", "[::1]:80", "localhost:80", "Api.LOCALHOST.:80"] {
+            let (problem, hint) = grants.allow(local, false).unwrap_err();
+            assert_eq!(problem, format!("`{local}` is not a public address"));
+            assert!(hint.contains("permissions.private_net"));
+        }
     }
 
     #[test]

@@ -211,9 +211,7 @@ impl OperatorSet {
         let pool = &serving.0;
         let _busy = Busy::new(&self.shared);
         pool.counters.count_request();
-        call::call(pool, request)
-            .await
-            .map_err(|found| OperatorError { detail: found.detail, ..failed(&pool.counters, operator, found.cause) })
+        call::call(pool, request).await
     }
 
     /// Counts and logs a request that its caller cannot hand to an operator.
@@ -221,14 +219,10 @@ impl OperatorSet {
     pub fn refuse(&self, operator: &str, cause: Cause) -> OperatorError {
         let (_, counters) = self.shared.book(operator);
         counters.count_request();
-        failed(&counters, operator, cause)
+        counters.count_cause(cause);
+        tracing::warn!(operator, cause = cause.id(), "a request was not answered by its operator");
+        OperatorError::new(cause, operator)
     }
-}
-
-fn failed(counters: &Counters, operator: &str, cause: Cause) -> OperatorError {
-    counters.count_cause(cause);
-    tracing::warn!(operator, cause = cause.id(), "a request was not answered by its operator");
-    OperatorError::new(cause, operator)
 }
 
 /// A pool for as long as some set holds it.
@@ -883,7 +877,8 @@ impl Manager {
                     pool.counters.count_end(cause);
                     if cause.is_failure_of_process() {
                         let exit = process.exited.borrow().map_or(String::new(), |ended| format!(" ({})", ended.exit));
-                        pool.log.write(process.id, format!("the process ended: {}{exit}", cause.id()));
+                        let explained = cause.explained(&pool.operator.limits);
+                        pool.log.write(process.id, format!("the process ended: {explained}{exit}"));
                         tracing::warn!(operator = %pool.operator.name, process = process.id, cause = cause.id(), "a process ended");
                         if Duration::from_nanos(process.age()) > SETTLED {
                             backoff.succeeded();

@@ -13,7 +13,7 @@ use crate::cause::Cause;
 use crate::config::Operator;
 use crate::egress::Refusal;
 use crate::kv::Store;
-use crate::logs::LogBook;
+use crate::logs::{LogBook, Rate};
 use crate::process::{Flight, Process};
 
 /// One operator in one version.
@@ -36,6 +36,8 @@ pub(crate) struct Pool {
     pub(crate) changed: watch::Sender<Changed>,
     /// Set once: the pool takes no new requests and ends when the last one is answered.
     pub(crate) stopping: watch::Sender<bool>,
+    /// Of lines about requests that failed: as many as the operator itself may write.
+    told: Mutex<Rate>,
 }
 
 /// What waiting requests are told.
@@ -55,6 +57,7 @@ impl Pool {
         counters: Arc<Counters>,
         dev: bool,
     ) -> Self {
+        let told = Mutex::new(Rate::new(operator.limits.log_lines_per_second, Instant::now()));
         Self {
             operator,
             bundle,
@@ -68,6 +71,23 @@ impl Pool {
             freed: Notify::new(),
             changed: watch::Sender::new(Changed::default()),
             stopping: watch::Sender::new(false),
+            told,
+        }
+    }
+
+    /// Counts a request whose answer is not the operator's, or not all of it, and says so: to whoever runs the host, and to the
+    /// author where it is the operator's doing. `process` is 0 where no process had it.
+    pub(crate) fn failed(&self, process: u64, cause: Cause, what: &'static str) {
+        self.counters.count_cause(cause);
+        let limits = &self.operator.limits;
+        tracing::warn!(operator = %self.operator.name, process, cause = cause.id(), limit = cause.limit(limits), "{what}");
+        if !cause.concerns_author() {
+            return;
+        }
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).allows(Instant::now()) {
+            self.log.write(process, format!("{what}: {}", cause.explained(limits)));
+        } else {
+            self.log.count_dropped();
         }
     }
 

@@ -98,6 +98,8 @@ async fn loops_are_ended(engine: Kind) {
             &[Cause::CpuTime],
         )
         .await;
+        let told = "a request was not answered by its operator: operator_cpu_time: `limits.cpu_time` is 200ms";
+        assert!(host.log("attacker").contains(told), "{}", host.log("attacker"));
         match engine {
             Kind::Deno => {
                 eventually("the process was killed", async || {
@@ -218,6 +220,10 @@ async fn bodies_are_bounded_in_both_directions(engine: Kind) {
     assert_eq!(host.get("attacker", "/?n=50000").await.unwrap().body().len(), 50_000);
     assert_eq!(host.get("attacker", "/?n=50001").await.unwrap_err(), Cause::ResponseBytes);
     assert_eq!(host.get("attacker", "/").await.unwrap_err(), Cause::ResponseBytes);
+    // The author reads of what was the handler's doing, and not of what clients sent.
+    let log = host.log("attacker");
+    assert!(log.contains("a response was cut: operator_response_bytes: `limits.response_bytes` is 50000B"), "{log}");
+    assert!(!log.contains("operator_request_bytes"), "{log}");
     neighbour_is_well(&host).await;
 }
 

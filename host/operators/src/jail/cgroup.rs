@@ -77,10 +77,7 @@ impl Groups {
             return LayerState::Active;
         }
         LayerState::Partial {
-            reason: format!(
-                "it bounds nothing in: {}; these controllers are not delegated to this host",
-                missing.join(", ")
-            ),
+            reason: format!("not delegated to this host, and so not bounded by the group: {}", missing.join(", ")),
         }
     }
 
@@ -279,7 +276,7 @@ mod tests {
         assert_eq!(fs::read_dir(none.path()).unwrap().count(), 0);
         assert!(matches!(groups(&WANTED).state(), LayerState::Active));
         let LayerState::Partial { reason } = groups(&["cpu"]).state() else { panic!("not in part") };
-        assert!(reason.contains("memory, pids;"), "{reason}");
+        assert!(reason.ends_with("by the group: memory, pids"), "{reason}");
     }
 
     #[test]
