@@ -1,4 +1,4 @@
-//! The modules of guests in Go and C++ are those of the sources beside them, as `cargo xtask build-guests` left both.
+//! The modules of guests in Go, C++ and AssemblyScript are those of the sources beside them, as `cargo xtask build-guests` left both.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn sources_and_modules_are_those_that_were_built_together() {
         .map(|(sum, file)| (file.to_owned(), sum.to_owned()))
         .collect();
     let mut present = BTreeMap::new();
-    for guest in ["go", "cpp"] {
+    for guest in ["go", "cpp", "assemblyscript"] {
         for entry in std::fs::read_dir(folder.join(guest)).expect("a guest's folder") {
             let file = entry.expect("a file").path();
             if file.is_file() {

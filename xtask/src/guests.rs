@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::process::{Failure, run_quietly, run_shown, with_retries};
 use crate::progress::{Mark, Progress};
+use crate::setup::{self, Part};
 use crate::tools::sha256_of;
 use crate::workspace::{Workspace, shown};
 
@@ -49,8 +50,11 @@ const ZIG: Toolchain = Toolchain {
     ],
 };
 
+/// AssemblyScript's compiler, an npm package; `deno.lock` beside its guest pins it and what it needs by their checksums.
+const ASC: &str = "npm:assemblyscript@0.28.9/asc";
+
 /// Folders below `tests/guests` whose module is committed, and what the module is called.
-const PREBUILT: [&str; 2] = ["go", "cpp"];
+const PREBUILT: [&str; 3] = ["go", "cpp", "assemblyscript"];
 const MODULE: &str = "gate.wasm";
 
 /// Builds them all, and writes down the checksums of sources and modules.
@@ -58,11 +62,13 @@ pub(crate) fn build(workspace: &Workspace, progress: Progress) -> anyhow::Result
     progress.step("toolchains");
     let go = GO.ensure(workspace, progress)?;
     let zig = ZIG.ensure(workspace, progress)?;
+    let deno = setup::run(workspace, &[Part::Deno], progress)?.deno.context("the set-up brought no Deno")?;
     progress.step("build the guests");
     let folder = workspace.root.join("tests/guests");
     run_shown(&mut go_build(&go, &folder.join("go"), workspace))?;
     // The libraries are built for the first time with a thousand warnings of no account.
     run_quietly(&mut cpp_build(&zig, &folder.join("cpp"), workspace))?;
+    run_shown(&mut assemblyscript_build(&deno, &folder.join("assemblyscript"), workspace))?;
     let sums = checksums(&folder)?;
     let file = folder.join("prebuilt.sha256");
     fs::write(&file, &sums).with_context(|| format!("`{}` could not be written", file.display()))?;
@@ -96,6 +102,15 @@ fn cpp_build(zig: &Path, folder: &Path, workspace: &Workspace) -> Command {
     for cache in ["ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"] {
         command.env(cache, workspace.target.join("zig-cache"));
     }
+    command
+}
+
+fn assemblyscript_build(deno: &Path, folder: &Path, workspace: &Workspace) -> Command {
+    let mut command = Command::new(deno);
+    command.current_dir(folder);
+    command.args(["run", "--quiet", "--frozen", "--lock=deno.lock", "--allow-read", "--allow-env", "--allow-write=."]);
+    command.args([ASC, "gate.ts", "--outFile", MODULE, "-O2", "--runtime", "incremental", "--use", "abort=abi/abort"]);
+    command.env("DENO_DIR", workspace.target.join("deno-cache"));
     command
 }
 

@@ -1,4 +1,4 @@
-//! Gates in Go and C++, which bring runtimes, allocators and SDKs of their own.
+//! Gates in Go, C++ and AssemblyScript, which bring runtimes, allocators and SDKs of their own.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use portcullis_harness::{
 use portcullis_tests::places;
 
 /// The gates, and how each signs what it does.
-const GATES: [(&str, &str); 2] = [("go", "go"), ("cpp", "cpp")];
+const GATES: [(&str, &str); 3] = [("go", "go"), ("cpp", "cpp"), ("assemblyscript", "assemblyscript")];
 
 fn module(language: &str) -> PathBuf {
     places::workspace().join("tests/guests").join(language).join("gate.wasm")

@@ -1,11 +1,24 @@
-//! Guests that other compilers made: one gate, in Go and in C++, with the shapes of modules that their SDKs make.
+//! Guests that other compilers made: one gate, in Go, in C++ and in AssemblyScript, with the shapes of modules that their SDKs
+//! make.
 
 use serde_json::json;
 
 use crate::differential::{Plugin, Row, Step};
 
 pub(super) fn rows() -> Vec<Row> {
-    ["go", "cpp"].into_iter().flat_map(gate).collect()
+    let mut rows: Vec<Row> = ["go", "cpp", "assemblyscript"].into_iter().flat_map(gate).collect();
+    rows.push(
+        Row::new("assemblyscript/throws", "What is thrown ends the guest, as its compiler has it.")
+            .plugin(
+                Plugin::new("gate")
+                    .prebuilt("assemblyscript")
+                    .configuration("a gate")
+                    .settings(json!({ "vm_id": "assemblyscript-throws", "failure_policy": "fail_closed" })),
+            )
+            .steps([Step::get().field("x-key", "k"), Step::get().field("x-key", "throw"), Step::get()])
+            .dies(),
+    );
+    rows
 }
 
 fn gate(language: &'static str) -> Vec<Row> {

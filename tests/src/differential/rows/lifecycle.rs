@@ -117,6 +117,22 @@ pub(super) fn rows() -> Vec<Row> {
             .plugin(Plugin::new("own").text(format!("(module (import \"env\" \"nothing\" (func)) {MODULE} {ALLOCATE})")))
             .steps([])
             .alone(),
+        Row::new("modules/env_abort", "Such is `abort`, which AssemblyScript's compiler imports unless it is given another.")
+            .plugin(Plugin::new("own").text(format!(
+                "(module (import \"env\" \"abort\" (func (param i32 i32 i32 i32))) {MODULE} {ALLOCATE})"
+            )))
+            .steps([])
+            .alone(),
+        started("modules/start_section", "A module's own start section runs before everything.",
+            &[("_initialize", "", ""), ("proxy_on_configure", BOOL, "(global.get $ready)")],
+            &format!("{ALLOCATE} (global $ready (mut i32) (i32.const 0)) (func $begin (global.set $ready (i32.const 1))) (start $begin)")),
+        Row::new("modules/start_section_calls", "A start section that calls the host.")
+            .plugin(Plugin::new("own").text(format!(
+                r#"(module {MODULE} {ALLOCATE} (data (i32.const 16) "hello")
+                   (func $begin (drop (call $log (i32.const 3) (i32.const 16) (i32.const 5)))) (start $begin))"#
+            )))
+            .steps([])
+            .alone(),
         Row::new("modules/imported_memory", "A module that imports its memory gets one from Envoy.")
             .plugin(Plugin::new("own").text(format!(
                 r#"(module (import "env" "memory" (memory 1)) (export "memory" (memory 0))
