@@ -109,3 +109,94 @@ fn compile(interpreter_only: bool) -> Result<BpfProgram, BackendError> {
     )?
     .try_into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::io::{Read as _, Write as _};
+    use std::process::Command;
+
+    use super::*;
+
+    const INSIDE: &str = "PORTCULLIS_TEST_CONFINED";
+
+    fn tell<T: Debug, E: Debug>(what: &str, result: Result<T, E>) {
+        println!("{what}: {}", result.map_or_else(|error| format!("{error:?}"), |value| format!("ALLOWED {value:?}")));
+    }
+
+    /// Not much without `confined` below, which runs it in a process of its own.
+    #[test]
+    fn a_confined_process_tries() {
+        if std::env::var_os(INSIDE).is_none() {
+            return;
+        }
+        let (mut one, mut other) = std::os::unix::net::UnixStream::pair().unwrap();
+        confine(std::env::var(INSIDE).as_deref() == Ok("interpreter")).unwrap();
+        tell("open", std::fs::File::open("/etc/passwd"));
+        tell("create", std::fs::File::create("/tmp/portcullis-test-confined"));
+        tell("stat", std::fs::metadata("/"));
+        tell("list", std::fs::read_dir("/"));
+        tell("exec", Command::new("/bin/true").status());
+        tell("thread", std::thread::Builder::new().spawn(|| {}));
+        tell("tcp", std::net::TcpStream::connect("127.0.0.1:9"));
+        tell("udp", std::net::UdpSocket::bind("127.0.0.1:0"));
+        tell("unix", std::os::unix::net::UnixStream::connect("/nowhere"));
+        tell("listen", std::os::unix::net::UnixListener::bind("/tmp/portcullis-test-confined.sock"));
+        tell("pair", std::os::unix::net::UnixStream::pair());
+        tell("kill", calls::kill_nobody());
+        tell("trace", calls::be_traced());
+        tell("executable", calls::executable_page());
+        // What is left is enough to serve.
+        one.write_all(b"x").unwrap();
+        other.read_exact(&mut [0]).unwrap();
+        drop(vec![1_u8; 64 << 20]);
+        println!("and it works");
+    }
+
+    #[expect(unsafe_code, reason = "system calls without a safe wrapper here. SAFETY at each block")]
+    mod calls {
+        use std::io;
+
+        fn checked(result: i64) -> io::Result<i64> {
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+        }
+
+        pub(super) fn kill_nobody() -> io::Result<i64> {
+            // SAFETY: signal 0 only asks whether it could be sent.
+            checked(unsafe { libc::kill(libc::getppid(), 0) }.into())
+        }
+
+        pub(super) fn be_traced() -> io::Result<i64> {
+            // SAFETY: takes no pointer, and the process is about to end.
+            checked(unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0) })
+        }
+
+        pub(super) fn executable_page() -> io::Result<i64> {
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: a new page that nothing else knows.
+            let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+            checked(if page == libc::MAP_FAILED { -1 } else { 1 })
+        }
+    }
+
+    fn confined(how: &str) -> Vec<String> {
+        let own = std::env::current_exe().unwrap();
+        let mut test = Command::new(own);
+        test.args(["--exact", "confine::tests::a_confined_process_tries", "--nocapture", "--test-threads", "1"]);
+        let output = test.env(INSIDE, how).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("and it works"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        text.lines().filter(|line| line.contains(": ")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_process_that_is_ready_opens_connects_and_starts_nothing_any_more() {
+        let allowed = |lines: Vec<String>| -> Vec<String> {
+            assert!(lines.len() >= 14, "{lines:?}");
+            lines.into_iter().filter(|line| line.contains("ALLOWED")).collect()
+        };
+        // The compiler needs memory that can be executed.
+        assert_eq!(allowed(confined("compiler")), ["executable: ALLOWED 1"]);
+        assert_eq!(allowed(confined("interpreter")), [""; 0]);
+    }
+}

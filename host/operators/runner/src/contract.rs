@@ -10,6 +10,9 @@ pub(crate) const READY: &str = "\u{1e}portcullis ready";
 /// The authority under which the host speaks to the engine itself.
 pub(crate) const INTERNAL_AUTHORITY: &str = "portcullis.internal";
 
+/// The status with which it ends when code between requests used more CPU time than allowed.
+pub(crate) const BACKGROUND_CPU_STATUS: u8 = 86;
+
 /// What the process is handed once.
 #[derive(Clone, Deserialize)]
 pub(crate) struct Load {

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::isolate::Options;
+use crate::serve::Ended;
 
 #[global_allocator]
 static ALLOCATOR: memory::Counting = memory::Counting;
@@ -63,7 +64,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Serve(arguments)) => match serve(&arguments) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(Ended::Asked) => ExitCode::SUCCESS,
+            Ok(Ended::BackgroundCpu) => ExitCode::from(contract::BACKGROUND_CPU_STATUS),
             Err(error) => {
                 eprintln!("portcullis-operator: {error}");
                 ExitCode::FAILURE
@@ -108,7 +110,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
     }
 }
 
-fn serve(arguments: &Arguments) -> std::io::Result<()> {
+fn serve(arguments: &Arguments) -> std::io::Result<Ended> {
     start_v8(arguments);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -59,8 +59,17 @@ enum ArrivedBody {
     Arriving(Arriving),
 }
 
-/// Runs until the process is asked to end.
-pub(crate) async fn run(arguments: &Arguments) -> io::Result<()> {
+/// Why the process ends, if not for an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The host asked for it.
+    Asked,
+    /// Code that belongs to no request in flight used more CPU time than allowed.
+    BackgroundCpu,
+}
+
+/// Runs until the process is asked to end, or must.
+pub(crate) async fn run(arguments: &Arguments) -> io::Result<Ended> {
     let listener = UnixListener::bind(&arguments.listen)?;
     let output = Rc::new(RefCell::new(Output::open()?));
     // Before any other work, so that everything that needs a thread has one.
@@ -99,12 +108,12 @@ pub(crate) async fn run(arguments: &Arguments) -> io::Result<()> {
     let accepting = tokio::task::spawn_local(accept(listener, events.clone(), closed, Rc::clone(&bridge)));
     tokio::select! {
         result = engine.run() => result,
-        result = accepting => result.map_err(io::Error::other)?,
+        result = accepting => result.map_err(io::Error::other)?.map(|()| Ended::Asked),
         () = async {
             terminate.recv().await;
             let _ = events.send(Event::Stop);
             is_settled.recv().await;
-        } => Ok(()),
+        } => Ok(Ended::Asked),
     }
 }
 
@@ -291,7 +300,7 @@ struct Engine {
 }
 
 impl Engine {
-    async fn run(mut self) -> io::Result<()> {
+    async fn run(mut self) -> io::Result<Ended> {
         loop {
             let watch = self.surroundings.watch.clone();
             let next = tokio::select! {
@@ -300,7 +309,16 @@ impl Engine {
                 () = watch.decided() => Next::Decided,
             };
             match next {
-                Next::Decided => self.replace().await?,
+                Next::Decided => {
+                    if let Some(verdict) = self.surroundings.watch.verdict() {
+                        let told = self.tell(verdict).await;
+                        if verdict == Verdict::BackgroundCpu {
+                            self.surroundings.output.borrow_mut().write(&format!("{told}: the process ends\n"));
+                            return Ok(Ended::BackgroundCpu);
+                        }
+                        self.replace(told).await?;
+                    }
+                }
                 Next::Load(load, answer) => {
                     let result = self.load(*load).await;
                     let _ = answer.send(result);
@@ -411,24 +429,32 @@ impl Engine {
         result
     }
 
-    /// The isolate went over a limit: whoever waits is told, and another one takes its place.
-    async fn replace(&mut self) -> io::Result<()> {
-        let Some(verdict) = self.surroundings.watch.verdict() else { return Ok(()) };
+    /// Something went over a limit: answers whoever waits, and says what it was.
+    async fn tell(&self, verdict: Verdict) -> &'static str {
         let told = {
             let mut bridge = self.surroundings.bridge.borrow_mut();
             match verdict {
-                Verdict::CpuTime(id) => bridge.abandon(Outcome::CpuTime, |other| other == id),
-                Verdict::BackgroundCpu => bridge.abandon(Outcome::Bystander, |_| true),
-                Verdict::Memory => bridge.abandon(Outcome::Memory, |_| true),
-            }
-            match verdict {
-                Verdict::CpuTime(_) => "a request used more CPU time than allowed",
-                Verdict::BackgroundCpu => "code between requests used more CPU time than allowed",
-                Verdict::Memory => "more memory was needed than allowed",
+                Verdict::CpuTime(id) => {
+                    bridge.abandon(Outcome::CpuTime, |other| other == id);
+                    "a request used more CPU time than allowed"
+                }
+                Verdict::BackgroundCpu => {
+                    bridge.abandon(Outcome::Bystander, |_| true);
+                    "code between requests used more CPU time than allowed"
+                }
+                Verdict::Memory => {
+                    bridge.abandon(Outcome::Memory, |_| true);
+                    "more memory was needed than allowed"
+                }
             }
         };
-        // Their answers leave before the isolate is taken apart.
+        // Their answers leave before anything is taken apart.
         tokio::task::yield_now().await;
+        told
+    }
+
+    /// Puts another isolate in the place of this one, whose operator may be between any two steps.
+    async fn replace(&mut self, told: &str) -> io::Result<()> {
         if let Some(isolate) = self.isolate.take() {
             isolate.discard();
         }
