@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use portcullis_operators::engine::Choice;
+use portcullis_operators::engine::runner::Runner;
 use portcullis_operators::jail::{Isolation, LayerState};
 use portcullis_operators::{Doctor, Settings};
 use serde_json::json;
@@ -56,7 +58,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let running = |error: &dyn std::fmt::Display| Failure::Running(error.to_string());
     let engine = portcullis_operators::engine::locate(settings.engine).map_err(|error| running(&error))?;
-    let doctor = Doctor::examine(&settings, &*engine).map_err(|error| running(&error))?;
+    let mut doctor = Doctor::examine(&settings, &*engine).map_err(|error| running(&error))?;
+    if settings.engine == Choice::Any
+        && let Err(why) = Runner::locate()
+    {
+        doctor.notes.insert(0, format!("operators run on Deno: {why}"));
+    }
     if arguments.json {
         print(&format!("{:#}\n", as_json(&doctor)))?;
     } else {
@@ -84,6 +91,7 @@ fn as_json(doctor: &Doctor) -> serde_json::Value {
         "program": doctor.program,
         "layers": layers.collect::<Vec<_>>(),
         "setup_microseconds": doctor.setup_microseconds,
+        "start_microseconds": doctor.start_microseconds,
         "notes": doctor.notes,
     })
 }

@@ -2,17 +2,23 @@
 
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 
 use crate::Settings;
-use crate::engine::{Class, Engine};
-use crate::jail::{Bounds, Groups, Isolation, LayerReport, LayerState, Report, Rlimits, Spec};
+use crate::engine::{Class, Engine, READY};
+use crate::jail::{Bounds, Confined, Groups, Isolation, LayerReport, LayerState, Report, Rlimits, Spec};
 use crate::manager::{Instance, StartError};
+use crate::process;
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// What an engine may print before it listens.
+const OUTPUT_BYTES_MAX: usize = 64 << 10;
 
 /// The findings, for `portcullis doctor`.
 #[derive(Clone, Debug, Serialize)]
@@ -27,6 +33,8 @@ pub struct Doctor {
     pub layers: Vec<LayerReport>,
     /// From the launcher's start to the engine's, in microseconds.
     pub setup_microseconds: u64,
+    /// From the engine's start until it listened, in microseconds; 0 when it did not.
+    pub start_microseconds: u64,
     /// Facts about the machine that matter between operators, and what follows.
     pub notes: Vec<String>,
     /// Which level of isolation was asked for.
@@ -50,7 +58,7 @@ impl Doctor {
             memory_bytes: 128 << 20,
             interpreter_only: false,
             code_generation: false,
-            private_bytes: 1 << 20,
+            private_bytes: 4 << 20,
             required: false,
         };
         let start = engine.start(&class);
@@ -69,7 +77,7 @@ impl Doctor {
             binds: start.binds,
             files: start.files,
             private_bytes: class.private_bytes,
-            private_files: 16,
+            private_files: 64,
             rlimits: Rlimits {
                 data_bytes: start.data_bytes + class.memory_bytes,
                 files: start.files_open,
@@ -91,6 +99,7 @@ impl Doctor {
             refused: None,
             layers: Vec::new(),
             setup_microseconds: 0,
+            start_microseconds: 0,
             notes: machine_notes(engine),
             isolation: settings.isolation,
         };
@@ -99,8 +108,14 @@ impl Doctor {
                 doctor.setup_microseconds = confined.setup_microseconds;
                 doctor.refused = verdict(&confined.report, settings.isolation);
                 doctor.layers = confined.report.rows().collect();
-                // Its handle goes, and the process with it.
-                drop(confined);
+                let started = Instant::now();
+                match runtime.block_on(starts(confined)) {
+                    Ok(()) => doctor.start_microseconds = u64::try_from(started.elapsed().as_micros()).unwrap_or(0),
+                    Err(reason) => {
+                        let unusable = format!("the engine does not start: {reason}\n  hint: {}", engine.remedy());
+                        doctor.refused.get_or_insert(unusable);
+                    }
+                }
             }
             Err(error) => doctor.refused = Some(error.to_string()),
         }
@@ -112,6 +127,31 @@ impl Doctor {
     #[must_use]
     pub fn is_well(&self) -> bool {
         self.refused.is_none()
+    }
+}
+
+/// Waits until the engine listens. Ends it in any case, as its handle goes.
+async fn starts(confined: Confined) -> Result<(), String> {
+    let (_handle, private, output, _) = confined.into_parts();
+    // Its services: it wants to connect, and asks for nothing yet.
+    let _listener = process::listen(private.as_fd()).map_err(|error| error.to_string())?;
+    let mut output = pipe::Receiver::from_owned_fd(output).map_err(|error| error.to_string())?;
+    let mut said = Vec::new();
+    let ready = async {
+        while output.read_buf(&mut said).await.is_ok_and(|read| read > 0) && said.len() < OUTPUT_BYTES_MAX {
+            if said.windows(READY.len()).any(|found| found == READY.as_bytes()) {
+                return true;
+            }
+        }
+        false
+    };
+    match tokio::time::timeout(DEADLINE, ready).await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let said = String::from_utf8_lossy(&said);
+            Err(said.trim().lines().map(crate::logs::printable).collect::<Vec<_>>().join("\n"))
+        }
+        Err(_) => Err(format!("it took longer than {DEADLINE:?}")),
     }
 }
 
@@ -143,7 +183,11 @@ impl fmt::Display for Doctor {
         if self.setup_microseconds > 0 {
             let milliseconds = self.setup_microseconds / 1000;
             let rest = self.setup_microseconds % 1000;
-            writeln!(formatter, "  set up in {milliseconds}.{rest:03} ms")?;
+            write!(formatter, "  set up in {milliseconds}.{rest:03} ms")?;
+            match self.start_microseconds {
+                0 => writeln!(formatter)?,
+                start => writeln!(formatter, ", and the engine in {}.{:03} ms more", start / 1000, start % 1000)?,
+            }
         }
         for note in &self.notes {
             writeln!(formatter, "  note: {note}")?;

@@ -1160,8 +1160,8 @@ impl Manager {
             Ok(Ok(())) => Ok(process),
             Ok(Err(_)) => {
                 process.kill(Cause::StartFailed);
-                let said = lock(&said).clone();
-                Err(LaunchError::Refused { reason: format!("the engine ended before it listened: {said}") })
+                let (said, remedy) = (lock(&said).trim().to_owned(), self.engine.remedy());
+                Err(LaunchError::Refused { reason: format!("the engine does not start: {said}\n  hint: {remedy}") })
             }
             Err(_) => {
                 process.kill(Cause::StartFailed);

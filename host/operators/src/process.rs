@@ -1,7 +1,7 @@
 //! One confined process as the host sees it: requests in flight, what they used, and why it ended.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::cause::Cause;
-use crate::engine::Abilities;
+use crate::engine::{Abilities, BACKGROUND_CPU_STATUS};
 use crate::jail::{Exit, Group, Report, Signaller};
 use crate::pool::Pool;
 
@@ -142,14 +142,15 @@ impl Process {
         let cause = match killed {
             Some(cause) => cause,
             None if self.said_out_of_memory.load(Ordering::Acquire) || group_ran_out => Cause::Memory,
+            None if self.abilities.keeps_limits && exit == Exit::Code(BACKGROUND_CPU_STATUS) => Cause::BackgroundCpu,
             None if self.stopping.load(Ordering::Acquire) => Cause::Stopping,
             None => Cause::Crashed,
         };
         let ended = Ended { exit, cause };
         self.exited.send_replace(Some(ended));
         if let Some(assigned) = self.assigned.get() {
-            // A loop was charged to the request that ran it, which has its answer already.
-            let others = if cause == Cause::Stalled { Cause::Bystander } else { cause };
+            // A loop was charged to the request that ran it, which has its answer already, and so had whoever left one behind.
+            let others = if matches!(cause, Cause::Stalled | Cause::BackgroundCpu) { Cause::Bystander } else { cause };
             for slot in assigned.slots.iter().filter(|slot| slot.taken.load(Ordering::Acquire)) {
                 slot.cancel(others);
             }
@@ -191,15 +192,9 @@ impl Process {
         }
     }
 
-    /// Opens the socket on which the host serves this process, inside its private directory. Called before any code
-    /// that is not ours runs in it.
+    /// Opens the socket on which the host serves this process. Called before any code that is not ours runs in it.
     pub(crate) fn listen(&self) -> io::Result<UnixListener> {
-        let path = PathBuf::from(format!("/proc/self/fd/{}/{HOST_SOCKET}", self.private.as_fd().as_raw_fd()));
-        let listener = StdUnixListener::bind(&path)?;
-        // The directory is closed to all but this process's user.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-        listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener)
+        listen(self.private.as_fd())
     }
 
     /// Takes a place for a request, if one is free and the process fit.
@@ -231,6 +226,16 @@ impl Process {
         }
         Some(flight)
     }
+}
+
+/// Opens the host's socket inside a process's private directory.
+pub(crate) fn listen(private: BorrowedFd<'_>) -> io::Result<UnixListener> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{HOST_SOCKET}", private.as_raw_fd()));
+    let listener = StdUnixListener::bind(&path)?;
+    // The directory is closed to all but this process's user.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 impl Assigned {

@@ -3,11 +3,15 @@
 
 mod support;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use portcullis_operators::author;
+use portcullis_operators::engine::{Class, Engine, Start};
 use portcullis_operators::jail::Isolation;
-use portcullis_operators::{ApplyError, Doctor, Front, OperatorConfig, control};
+use portcullis_operators::{ApplyError, Doctor, Front, OperatorConfig, Operators, control};
 
 use support::{Host, Kind, eventually, settings};
 
@@ -15,7 +19,9 @@ on_each_engine! {
     async check_finds_mistakes_and_passes_what_loads;
     async another_process_asks_what_runs_and_what_was_printed;
     async another_process_reaches_operators_over_sockets;
+    async an_engine_that_does_not_start_is_told_with_a_remedy;
     sync the_doctor_tells_what_holds;
+    sync the_doctor_sees_that_an_engine_does_not_start;
 }
 
 fn the_doctor_tells_what_holds(engine: Kind) {
@@ -32,6 +38,53 @@ fn the_doctor_tells_what_holds(engine: Kind) {
     let missing =
         required.layers.iter().any(|row| matches!(row.state, portcullis_operators::jail::LayerState::Missing { .. }));
     assert_eq!(required.is_well(), !missing, "{required}");
+}
+
+/// An engine that is started with something that it does not know.
+#[derive(Debug)]
+struct Broken(Arc<dyn Engine>);
+
+impl Engine for Broken {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn program(&self) -> &Path {
+        self.0.program()
+    }
+
+    fn remedy(&self) -> String {
+        self.0.remedy()
+    }
+
+    fn start(&self, class: &Class) -> Start {
+        let mut start = self.0.start(class);
+        start.argv.insert(1, "--nonsense".to_owned());
+        start
+    }
+}
+
+fn the_doctor_sees_that_an_engine_does_not_start(engine: Kind) {
+    let folder = tempfile::tempdir().unwrap();
+    let doctor = Doctor::examine(&settings(folder.path()), &Broken(engine.engine())).unwrap();
+    assert!(!doctor.is_well(), "{doctor}");
+    let text = doctor.to_string();
+    assert!(text.contains("the engine does not start") && text.contains("--nonsense"), "{text}");
+    assert!(text.contains("\n  hint: "), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+async fn an_engine_that_does_not_start_is_told_with_a_remedy(engine: Kind) {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(folder.path());
+    author::create(folder.path(), "good").unwrap();
+    let operator = OperatorConfig::new("good/main.ts").compile("good", folder.path(), &settings).unwrap();
+    let host = Operators::start(settings, Arc::new(Broken(engine.engine()))).unwrap();
+    let errors = host.prepare(vec![operator]).await.unwrap_err();
+    let text = errors.iter().map(ToString::to_string).collect::<String>();
+    assert!(text.starts_with("operator `good` cannot be started: the engine does not start: "), "{text}");
+    assert!(text.contains("--nonsense") && text.contains("\n  hint: "), "{text}");
+    host.stop().await;
 }
 
 async fn check_finds_mistakes_and_passes_what_loads(engine: Kind) {

@@ -107,6 +107,12 @@ impl Engine for Deno {
         })
     }
 
+    fn remedy(&self) -> String {
+        format!(
+            "use Deno {VERSION}, which is the release that is tested, or the runner (`operator_host: {{ engine: runner }}`)"
+        )
+    }
+
     fn start(&self, class: &Class) -> Start {
         let mut v8 = vec![format!("--max-heap-size={}", (class.heap_bytes >> 20).max(16))];
         if !class.code_generation {

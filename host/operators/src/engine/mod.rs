@@ -12,6 +12,7 @@
 //! * Every other request is the operator's, in absolute form, so that `request.url` is what the client asked for.
 //! * A request that has no answer of the operator's gets one with [`OUTCOME`], which says why. An engine that
 //!   [keeps limits](Abilities::keeps_limits) may send the same as a trailer, when the answer had begun.
+//! * One that keeps limits ends with [`BACKGROUND_CPU_STATUS`] when code between requests used too much CPU time.
 //! * `SIGTERM` lets it finish what was handed to `ctx.waitUntil` and end.
 //!
 //! The host trusts none of it: whatever an engine says or does not say is checked, limited and timed from outside.
@@ -38,6 +39,10 @@ pub const INTERNAL_AUTHORITY: &str = "portcullis.internal";
 /// The field by which an engine says why a request has no answer of its operator's: `exception`, `cpu_time`, `memory`,
 /// `response_bytes`, or `bystander` when another request was to blame.
 pub const OUTCOME: http::HeaderName = http::HeaderName::from_static("x-portcullis-outcome");
+
+/// The status of an engine that ended because of what its operator did between requests. An operator cannot choose it; one that
+/// broke out of its engine can, and only changes the name of its end.
+pub const BACKGROUND_CPU_STATUS: i32 = 86;
 
 /// What decides how a process is started. Prewarmed processes are interchangeable within one class.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -103,6 +108,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
         None
     }
 
+    /// What to do when it does not start.
+    fn remedy(&self) -> String;
+
     /// How to start it for a class of operators.
     fn start(&self, class: &Class) -> Start;
 }
@@ -123,7 +131,7 @@ pub enum Choice {
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineMissing {
-    /// It must be the runner.
+    /// There is no runner, and it must be the runner; or somebody put one there, and it cannot be used.
     #[error("operators are to run on the runner: {0}")]
     Runner(#[from] runner::RunnerMissing),
     /// There is no runner, and no Deno either.

@@ -45,7 +45,9 @@ impl Program {
         let unusable = |problem: String| Unusable { path: self.binary.clone(), problem };
         let output = asked.map_err(|error| unusable(error.to_string()))?;
         if !output.status.success() {
-            return Err(unusable("it does not tell its version".to_owned()));
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = crate::logs::printable(said.lines().next().unwrap_or_default());
+            return Err(unusable(format!("asked for its version, it ended with {}: {said}", output.status)));
         }
         Ok(String::from_utf8_lossy(&output.stdout).lines().map(crate::logs::printable).collect())
     }

@@ -15,6 +15,9 @@ pub const VARIABLE: &str = "PORTCULLIS_OPERATOR";
 /// The binary's name.
 pub const NAME: &str = "portcullis-operator";
 
+const REMEDY: &str =
+    "build it again (`cargo xtask runner`), or have operators run on Deno with `operator_host: { engine: deno }`";
+
 const ENGINE_PATH: &str = "/portcullis-operator";
 
 /// Writable memory that it reserves before any script runs, measured on x86-64: V8's own heap and its range for machine code.
@@ -38,7 +41,7 @@ pub enum RunnerMissing {
     )]
     NotFound,
     /// It is there, but it is not usable.
-    #[error(transparent)]
+    #[error("{0}\n  hint: {REMEDY}")]
     Unusable(#[from] Unusable),
 }
 
@@ -81,6 +84,10 @@ impl Engine for Runner {
 
     fn program(&self) -> &Path {
         &self.program.binary
+    }
+
+    fn remedy(&self) -> String {
+        REMEDY.to_owned()
     }
 
     fn start(&self, class: &Class) -> Start {
