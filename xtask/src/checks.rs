@@ -11,7 +11,7 @@ use crate::progress::{Progress, seconds};
 use crate::runner::{self, Runner};
 use crate::setup::{self, Machine, Part};
 use crate::wasm_std::WasmStd;
-use crate::workspace::{WASM_TARGET, Workspace};
+use crate::workspace::{WASM_PROFILE, WASM_TARGET, Workspace};
 use crate::{filters, host};
 
 /// One step.
@@ -182,7 +182,7 @@ impl Checks<'_> {
             }
             Step::ClippyWasm => self.clippy_wasm(),
             Step::Doc => self.doc(),
-            Step::Filters => filters::build(self.workspace, self.wasm_std()?, &[], self.progress),
+            Step::Filters => filters::build(self.workspace, self.wasm_std()?, &[], WASM_PROFILE, self.progress),
             Step::Build => Ok(host::build(self.workspace, self.progress)?),
             Step::Test => self.test(),
         }

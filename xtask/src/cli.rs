@@ -10,7 +10,7 @@ use crate::setup::Part;
 pub(crate) enum Command {
     Help(&'static str),
     Setup { parts: Vec<Part> },
-    BuildFilters { names: Vec<String> },
+    BuildFilters { names: Vec<String>, dev: bool },
     BuildGuests,
     Runner { release: bool },
     Imports { name: String },
@@ -61,15 +61,16 @@ fn setup(mut arguments: Parser) -> Result<Command, lexopt::Error> {
 }
 
 fn build_filters(mut arguments: Parser) -> Result<Command, lexopt::Error> {
-    let mut names = Vec::new();
+    let (mut names, mut dev) = (Vec::new(), false);
     while let Some(argument) = arguments.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(BUILD_FILTERS_HELP)),
+            Arg::Long("dev") => dev = true,
             Arg::Value(name) => names.push(name.string()?),
             other => return Err(other.unexpected()),
         }
     }
-    Ok(Command::BuildFilters { names })
+    Ok(Command::BuildFilters { names, dev })
 }
 
 fn runner(mut arguments: Parser) -> Result<Command, lexopt::Error> {
@@ -180,9 +181,13 @@ Environment:
 const BUILD_FILTERS_HELP: &str = "\
 Builds filters for Envoy and for the standalone host, and prints their sizes. Brings the WebAssembly target if missing.
 
-Usage: cargo xtask build-filters [NAME]...
+Usage: cargo xtask build-filters [--dev] [NAME]...
 
   NAME   A folder below filters/, such as jwt-auth, or below tests/guests/; all of them if none is named
+
+Options:
+  --dev   In seconds instead of a quarter of a minute, for the loop of change and test. Modules are larger and slower; the next
+          build without it, such as that of `cargo xtask test`, puts the others in their place again.
 ";
 
 const RUNNER_HELP: &str = "\
@@ -282,6 +287,14 @@ mod tests {
         assert!(error(&["test", "--package", "x"]).contains("--package"));
         assert!(error(&["imports"]).contains("cargo xtask imports jwt-auth"));
         assert!(error(&["build-filters", "--release"]).contains("--release"));
+    }
+
+    #[test]
+    fn filters_are_built_by_name_and_in_either_profile() {
+        let jwt = vec!["jwt-auth".to_owned()];
+        assert_eq!(parsed(&["build-filters"]), Ok(Command::BuildFilters { names: Vec::new(), dev: false }));
+        let dev = parsed(&["build-filters", "--dev", "jwt-auth"]);
+        assert_eq!(dev, Ok(Command::BuildFilters { names: jwt, dev: true }));
     }
 
     #[test]

@@ -10,26 +10,27 @@ use crate::process::{self, run_shown};
 use crate::progress::Progress;
 use crate::wasm_imports::{self, Import};
 use crate::wasm_std::WasmStd;
-use crate::workspace::{Filter, WASM_PROFILE, WASM_TARGET, Workspace, shown};
+use crate::workspace::{Filter, WASM_TARGET, Workspace, shown};
 
-/// Builds the named filters, or all, and puts each module where hosts and tests look for it.
+/// Builds the named filters, or all, in a profile of `Cargo.toml`, and puts each module where hosts and tests look for it.
 pub(crate) fn build(
     workspace: &Workspace,
     wasm_std: &WasmStd,
     names: &[String],
+    profile: &str,
     progress: Progress,
 ) -> anyhow::Result<()> {
     progress.step("build the filters");
     let filters = chosen(&workspace.filters, names)?;
     let mut cargo = process::cargo();
-    cargo.current_dir(&workspace.root).args(["build", "--lib", "--profile", WASM_PROFILE, "--target", WASM_TARGET]);
+    cargo.current_dir(&workspace.root).args(["build", "--lib", "--profile", profile, "--target", WASM_TARGET]);
     for filter in &filters {
         cargo.args(["--package", &filter.package]);
     }
     wasm_std.apply(&mut cargo);
     run_shown(&mut cargo)?;
     for filter in &filters {
-        let built = workspace.target.join(WASM_TARGET).join(WASM_PROFILE).join(format!("{}.wasm", filter.library));
+        let built = workspace.target.join(WASM_TARGET).join(profile).join(format!("{}.wasm", filter.library));
         let module = fs::read(&built).with_context(|| format!("`{}` could not be read", built.display()))?;
         let place = place(workspace, &filter.name);
         put(&place, &module).with_context(|| format!("`{}` could not be written", place.display()))?;

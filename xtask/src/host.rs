@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::runner::{self, Runner};
 use crate::setup::{self, Machine, Part};
 use crate::tools::{DENO, ENVOY};
-use crate::workspace::Workspace;
+use crate::workspace::{WASM_PROFILE, Workspace};
 
 /// The binary that serves and the one that demonstrates.
 const SERVER: &str = "portcullis";
@@ -67,7 +67,7 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String], progress: Progre
 fn ready_demo(workspace: &Workspace, arguments: &[String], progress: Progress) -> anyhow::Result<Command> {
     let machine = setup::run(workspace, &Part::NEEDED, progress)?;
     let wasm_std = machine.wasm_std.as_ref().context("the set-up left out the WebAssembly target")?;
-    filters::build(workspace, wasm_std, &[], progress)?;
+    filters::build(workspace, wasm_std, &[], WASM_PROFILE, progress)?;
     build(workspace, progress)?;
     let mut demo = Command::new(binary(workspace, DEMO));
     demo.args(arguments).current_dir(&workspace.root);

@@ -27,7 +27,7 @@ use crate::cli::Command;
 use crate::progress::Progress;
 use crate::setup::Part;
 use crate::wasm_std::WasmStd;
-use crate::workspace::Workspace;
+use crate::workspace::{WASM_DEV_PROFILE, WASM_PROFILE, Workspace};
 
 fn main() -> ExitCode {
     let command = match cli::parse(lexopt::Parser::from_env()) {
@@ -63,9 +63,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 anyhow::bail!("there is no V8 to build it with: {why}");
             }
         }
-        Command::BuildFilters { names } => {
+        Command::BuildFilters { names, dev } => {
             let wasm_std = ready_for_wasm(&workspace, progress)?;
-            filters::build(&workspace, &wasm_std, &names, progress)?;
+            let profile = if dev { WASM_DEV_PROFILE } else { WASM_PROFILE };
+            filters::build(&workspace, &wasm_std, &names, profile, progress)?;
         }
         Command::BuildGuests => guests::build(&workspace, progress)?,
         Command::Imports { name } => {

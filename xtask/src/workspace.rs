@@ -9,6 +9,8 @@ use crate::process;
 
 /// The profile in `Cargo.toml` that filters are built with, and the target they are built for.
 pub(crate) const WASM_PROFILE: &str = "wasm";
+/// The one for the loop of change and test.
+pub(crate) const WASM_DEV_PROFILE: &str = "wasm-dev";
 /// The target triple of every filter.
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip1";
 
