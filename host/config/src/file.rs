@@ -389,7 +389,8 @@ pub struct FilterLimits {
     /// CPU time to start, all start functions together; then the filter has not started. Default `2s`: modules with a
     /// runtime set it up in it, and filters compile their rules, while the worker serves nobody else. At most `1m`.
     pub start_time: Time,
-    /// Callouts (HTTP and gRPC) waiting for an answer, per VM; further ones are refused. Default `64`.
+    /// Callouts (HTTP and gRPC) waiting for an answer, per VM; further ones are refused. Default `64`: each
+    /// holds a connection and room for its answer, and a filter that waits for more is a filter whose server is down.
     pub callouts: u32,
     /// Bytes of one callout's body; a larger one is refused. Default `1MiB`, Envoy's buffer.
     pub callout_bytes: Size,
@@ -405,17 +406,21 @@ pub struct FilterLimits {
     /// Keys of shared data, per `vm_id`. There is no way to delete one, so a filter that makes a key per client
     /// grows for ever; further keys are refused. Default `65536`.
     pub shared_data_entries: u32,
-    /// Bytes of shared data, keys and values, per `vm_id`. Default `64MiB`.
+    /// Bytes of shared data, keys and values, per `vm_id`. Default `64MiB`: one KiB for each of the keys.
     pub shared_data_bytes: Size,
     /// Shared queues, per `vm_id`; further ones are refused. Default `100`: a queue is a way between two filters.
     pub queues: u32,
     /// Items in one shared queue; further ones are refused. Default `1024`: who does not keep up with so many does
     /// not keep up.
     pub queue_length: u32,
-    /// Bytes of the items in all shared queues, per `vm_id`. Default `64MiB`.
+    /// Bytes of the items in all shared queues, per `vm_id`. Default `64MiB`, as for shared data.
     pub queue_bytes: Size,
     /// Metrics that the module may define. Default `4096`: ours have one per rule and reason.
     pub metrics: u32,
+    /// Properties that filters keep with one stream, and names that the module may declare; further ones are refused.
+    /// Their names and values together take at most `map_bytes`. Default `1024`, as for the entries of a map: a
+    /// filter keeps some dozens, such as who the caller is.
+    pub properties: u32,
     /// Bytes of one header map handed over by the module. Default `1MiB`, Envoy's.
     pub map_bytes: Size,
     /// Entries of one header map handed over by the module. Default `1024`, Envoy's.
@@ -447,6 +452,7 @@ impl Default for FilterLimits {
             queue_length: 1024,
             queue_bytes: Size::mib(64),
             metrics: 4096,
+            properties: 1024,
             map_bytes: Size::mib(1),
             map_pairs: 1024,
             module_bytes: Size::mib(32),

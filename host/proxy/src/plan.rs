@@ -208,6 +208,7 @@ fn plugin(filter: &Filter, policy: &Policy, loader: &Loader, before: Option<&Pla
         // An edit may make a body longer than what was collected, but not without bound.
         bounds.buffer_bytes_max = limits.buffered_bytes.as_usize().saturating_mul(2).max(bounds.buffer_bytes_max);
         bounds.metrics_max = limits.metrics as usize;
+        bounds.properties_max = limits.properties as usize;
         bounds.shared.entries_max = limits.shared_data_entries as usize;
         bounds.shared.bytes_max = limits.shared_data_bytes.as_usize();
         bounds.shared.queues_max = limits.queues as usize;

@@ -56,15 +56,14 @@ fn a_map_grows_to_its_bound_and_the_request_goes_on() {
 }
 
 #[test]
-fn shared_data_queues_and_metrics_grow_to_their_bounds() {
-    let filter =
-        "    limits: { shared_data_entries: 100, queue_length: 10, queues: 3, metrics: 5, callback_time: 5s }\n";
-    // Names are numbers at 4096; each kind is filled until it is refused, and the count becomes a field: a letter each 10.
+fn shared_data_queues_metrics_and_properties_grow_to_their_bounds() {
+    let filter = "    limits: { shared_data_entries: 100, queue_length: 10, queues: 3, metrics: 5, properties: 7, callback_time: 5s }\n";
+    // Names are four letters at 4096; each kind is filled until it is refused, and the count becomes a field: a letter each 10.
     let fill = |call: &str, field: &str| {
         format!(
             r#"(local.set $i (i32.const 0))
                (loop
-                 (i32.store (i32.const 4096) (local.get $i))
+                 (i32.store (i32.const 4096) (i32.add (i32.const 0x61616161) (local.get $i)))
                  (if (i32.eqz {call}) (then (local.set $i (i32.add (local.get $i) (i32.const 1))) (br 1))))
                (i32.store8 (i32.const 40) (i32.add (i32.const 48) (i32.div_u (local.get $i) (i32.const 10))))
                (i32.store8 (i32.const 41) (i32.add (i32.const 48) (i32.rem_u (local.get $i) (i32.const 10))))
@@ -78,6 +77,7 @@ fn shared_data_queues_and_metrics_grow_to_their_bounds() {
         fill("(call $register (i32.const 4096) (i32.const 4) (i32.const 200))", "r"),
         fill("(call $enqueue (i32.load (i32.const 200)) (i32.const 4096) (i32.const 4))", "q"),
         fill("(call $define_metric (i32.const 0) (i32.const 4096) (i32.const 4) (i32.const 204))", "m"),
+        fill("(call $set_property (i32.const 4096) (i32.const 4) (i32.const 0) (i32.const 8))", "p"),
     ]
     .concat();
     let mut gate = Site::new(&attacker(&code), Settings { filter, ..Settings::default() }).serve();
@@ -89,12 +89,15 @@ fn shared_data_queues_and_metrics_grow_to_their_bounds() {
     );
     let requests = gate.site.origin.take_requests();
     let field = |name: &str| requests[0].fields.get(name).map(|value| value.escape_ascii().to_string());
-    let counts: Vec<Option<String>> = ["d", "r", "q", "m"].into_iter().map(field).collect();
+    let counts: Vec<Option<String>> = ["d", "r", "q", "m", "p"].into_iter().map(field).collect();
     // `:` follows 9: ten times ten.
-    assert_eq!(counts, [Some(":0".into()), Some("03".into()), Some("10".into()), Some("05".into())]);
+    assert_eq!(counts, [":0", "03", "10", "05", "07"].map(|count| Some(count.to_owned())));
     gate.serves_others();
     assert!(gate.server.admin_get("/metrics").is_ok());
 }
+
+/// `GET /` of `a`, as a map.
+const CALL: &str = r"\03\00\00\00\07\00\00\00\03\00\00\00\05\00\00\00\01\00\00\00\0a\00\00\00\01\00\00\00:method\00GET\00:path\00/\00:authority\00a\00";
 
 #[test]
 fn callouts_are_bounded_and_the_request_goes_on() {
@@ -103,7 +106,7 @@ fn callouts_are_bounded_and_the_request_goes_on() {
         (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 5000) (i32.const 204))";
     let wasm = guest(&format!(
         r#"(data (i32.const 32) "origin")
-           (data (i32.const 48) "\03\00\00\00\07\00\00\00\03\00\00\00\05\00\00\00\01\00\00\00\0a\00\00\00\01\00\00\00:method\00GET\00:path\00/\00:authority\00a\00")
+           (data (i32.const 48) "{CALL}")
            (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
              (if (call $attacked) (then {}))
              (i32.const 0))"#,
@@ -114,6 +117,35 @@ fn callouts_are_bounded_and_the_request_goes_on() {
     gate.serves_others();
     let callouts = gate.site.origin.take_requests().iter().filter(|request| request.path == "/").count();
     assert!(callouts <= 5, "{callouts} callouts");
+}
+
+#[test]
+fn a_callout_with_too_large_a_body_is_refused_and_the_request_goes_on() {
+    let filter = "    allowed_upstreams: [origin]\n    limits: { callout_bytes: 99B }\n";
+    // The answers to a body of 100 bytes and to one of 99 become a field: `:` is 10, `InternalFailure`.
+    let call = |len: u8, at: u32| {
+        format!(
+            "(i32.store8 (i32.const {at}) (i32.add (i32.const 48) (call $http_call (i32.const 32) (i32.const 6)
+               (i32.const 48) (i32.const 61) (i32.const 4096) (i32.const {len}) (i32.const 0) (i32.const 0) (i32.const 5000)
+               (i32.const 204))))"
+        )
+    };
+    let wasm = guest(&format!(
+        r#"(data (i32.const 32) "origin")
+           (data (i32.const 48) "{CALL}")
+           (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+             {} {}
+             (i32.store8 (i32.const 44) (i32.const 97))
+             (drop (call $add (i32.const 0) (i32.const 44) (i32.const 1) (i32.const 40) (i32.const 2)))
+             (i32.const 0))"#,
+        call(100, 40),
+        call(99, 41)
+    ));
+    let gate = Site::new(&wasm, Settings { filter, ..Settings::default() }).serve();
+    assert_eq!(gate.status("/guarded"), Some(200), "{}", gate.server.log());
+    let requests = gate.site.origin.take_requests();
+    let guarded = requests.iter().find(|request| request.path == "/guarded").expect("the request went on");
+    assert_eq!(guarded.fields.get("a").map(|value| value.escape_ascii().to_string()), Some(":0".into()));
 }
 
 #[test]

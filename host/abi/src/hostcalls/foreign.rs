@@ -30,7 +30,7 @@ pub(super) fn call(
     let name = call.bytes(name, name_len)?.get(..name_len.min(64) as usize).unwrap_or_default().to_vec();
     let argument = call.bytes(argument, argument_len)?;
     if argument.len() > most {
-        return Ok(call.because("the argument is larger than `limits.buffer` allows", Status::InternalFailure));
+        return Ok(call.because("the argument is larger than `limits.buffered_bytes` allows", Status::InternalFailure));
     }
     let argument = argument.to_vec();
     let allowed = &call.state().current_plugin().capabilities.foreign_functions;
@@ -160,7 +160,7 @@ fn expr_evaluate(call: &mut Call<'_>, token: &[u8], most: usize) -> Result<Vec<u
     };
     evaluated.map_err(|refused| call.because(refused.reason, refused.status))?;
     if value.len() > most {
-        let reason = "what the expression comes to is larger than `limits.buffer` allows";
+        let reason = "what the expression comes to is larger than `limits.buffered_bytes` allows";
         return Err(call.because(reason, Status::InternalFailure));
     }
     Ok(value)

@@ -36,7 +36,7 @@ pub(super) fn call(
 ) -> Answer {
     let message = call.bytes(message, message_len)?;
     if message.len() > call.state().current_plugin().limits.call_bytes_max {
-        return Ok(call.because("the message is larger than `limits.call_bytes` allows", Status::InternalFailure));
+        return Ok(call.because("the message is larger than `limits.callout_bytes` allows", Status::InternalFailure));
     }
     let bytes = grpc::frame(message);
     if timeout == 0 {

@@ -80,7 +80,9 @@ pub(super) fn set_buffer(call: &mut Call<'_>, buffer: u32, start: u32, size: u32
     let kept = if start == 0 { body.len().saturating_sub(size) } else { body.len() };
     if kept + value.len() > most {
         drop(exchange);
-        return Ok(call.because("the body would become larger than `limits.buffer` allows", Status::InternalFailure));
+        return Ok(
+            call.because("the body would become larger than `limits.buffered_bytes` allows", Status::InternalFailure)
+        );
     }
     if start == 0 {
         let rest = body.split_off(size.min(body.len()));
@@ -473,7 +475,7 @@ pub(super) fn send_local_response(
     let details = String::from_utf8_lossy(details).replace(char::is_whitespace, "_");
     let body = call.bytes(body, body_len)?;
     if body.len() > call.state().plugin.limits.buffer_bytes_max {
-        return Ok(call.because("the body is larger than `limits.buffer` allows", Status::InternalFailure));
+        return Ok(call.because("the body is larger than `limits.buffered_bytes` allows", Status::InternalFailure));
     }
     let body = Bytes::copy_from_slice(body);
     let fields = match pairs::decode(call.bytes(fields, fields_len)?) {
@@ -550,7 +552,7 @@ pub(super) fn http_call(
     let body = call.bytes(body, body_len)?;
     let plugin = call.state().current_plugin();
     if body.len() > plugin.limits.call_bytes_max {
-        return Ok(call.because("the body is larger than `limits.call_bytes` allows", Status::InternalFailure));
+        return Ok(call.because("the body is larger than `limits.callout_bytes` allows", Status::InternalFailure));
     }
     let body = Bytes::copy_from_slice(body);
     let (mut fields, trailers) = match (fields, trailers) {
