@@ -69,9 +69,10 @@ run CONFIG:
     "${CARGO_TARGET_DIR:-target}/debug/portcullis" serve {{ quote(CONFIG) }}
 
 # one benchmark: `hostcalls` (host and guest by themselves), `policy` (a decision, natively), `abi` (the same as a guest), `end_to_end`
-bench NAME:
+bench NAME *ARGS:
     cargo xtask build-filters
-    cargo bench --package portcullis-benches --bench {{ NAME }}
+    cargo build --release --bins
+    cargo bench --bench {{ NAME }} -- {{ ARGS }}
 
 # renew what is made from the code: reference pages, schemas, Envoy examples
 docs:

@@ -13,6 +13,7 @@ use portcullis_abi::{
     Embedder, Ending, Engine, EngineOptions, FieldMap, LogLevel, LogRecord, Module, ModuleLimits, Plugin, Shared,
     StreamInfo, Ticker, Worker, internals,
 };
+use portcullis_benches::guests::{self, CALLS, CALLS_ON_REQUESTS, EMPTY_TICK, OTHER_CALLS, REQUEST, SMALL};
 use portcullis_code::{Cache, CacheSettings, LoadLimits, Loader, LoaderSettings};
 use portcullis_tests::places;
 
@@ -43,33 +44,20 @@ fn engine() -> (Engine, Ticker) {
     (engine, ticker)
 }
 
+fn plugin(engine: &Engine, wasm: &[u8]) -> Plugin {
+    Plugin::new("bench", Module::from_bytes(engine, wasm, &ModuleLimits::default()).expect("a plugin"))
+}
+
 fn guest(engine: &Engine, code: &str) -> Plugin {
-    let prelude = include_str!("../../host/abi/tests/guests/prelude.wat");
-    let wasm = wat::parse_str(format!("(module {prelude} {code})")).expect("WAT");
-    Plugin::new("bench", Module::from_bytes(engine, &wasm, &ModuleLimits::default()).expect("a plugin"))
+    plugin(engine, &guests::wasm(code))
 }
 
 fn worker(plugin: Plugin) -> Worker {
     Worker::start(Shared::new(), vec![Arc::new(plugin)], Box::new(Quiet)).expect("a worker")
 }
 
-/// What a browser sends.
 fn request() -> FieldMap {
-    [
-        (":method", "GET"),
-        (":path", "/orders/1001?fields=id,total"),
-        (":authority", "api.example.com"),
-        (":scheme", "https"),
-        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"),
-        ("accept", "application/json"),
-        ("accept-encoding", "gzip, deflate, br"),
-        ("authorization", "Bearer eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"),
-        ("x-forwarded-for", "192.0.2.7"),
-        ("x-forwarded-proto", "https"),
-        ("x-request-id", "00000000-0000-4000-8000-000000000001"),
-    ]
-    .into_iter()
-    .collect()
+    REQUEST.into_iter().collect()
 }
 
 fn pass(worker: &mut Worker) {
@@ -85,7 +73,7 @@ fn pass(worker: &mut Worker) {
 fn callbacks(criterion: &mut Criterion) {
     let (engine, _ticker) = engine();
     let mut group = criterion.benchmark_group("callback");
-    let mut empty = worker(guest(&engine, r#"(func (export "proxy_on_tick") (param i32))"#));
+    let mut empty = worker(guest(&engine, EMPTY_TICK));
     group.bench_function("empty", |bencher| bencher.iter(|| internals::tick(black_box(&mut empty), 0)));
     let mut passes = worker(guest(
         &engine,
@@ -102,83 +90,13 @@ fn callbacks(criterion: &mut Criterion) {
     group.finish();
 }
 
-const CALLS: u64 = 1_000;
-
 fn hostcalls(criterion: &mut Criterion) {
     let (engine, _ticker) = engine();
     let mut group = criterion.benchmark_group("hostcall");
     group.throughput(Throughput::Elements(CALLS));
-    let data = r#"
-      (data (i32.const 16) "authorization") (data (i32.const 32) "x-none") (data (i32.const 48) "x-a") (data (i32.const 64) "a value")
-      (data (i32.const 80) "request\00path") (data (i32.const 96) "key") (data (i32.const 112) "plugin_name")"#;
-    for (name, setup, call) in [
-        ("nothing (the loop)", "", "(i32.const 0)"),
-        ("proxy_get_current_time_nanoseconds", "", "(call $time (i32.const 200))"),
-        ("proxy_log, a level that is off", "", "(call $log (i32.const 1) (i32.const 64) (i32.const 7))"),
-        (
-            "proxy_get_header_map_value, the 8th of 11",
-            "",
-            "(call $get (i32.const 0) (i32.const 16) (i32.const 13) (i32.const 200) (i32.const 204))",
-        ),
-        (
-            "proxy_get_header_map_value, absent",
-            "",
-            "(call $get (i32.const 0) (i32.const 32) (i32.const 6) (i32.const 200) (i32.const 204))",
-        ),
-        ("proxy_get_header_map_pairs, 11 lines", "", "(call $pairs (i32.const 0) (i32.const 200) (i32.const 204))"),
-        (
-            "proxy_replace_header_map_value",
-            "",
-            "(call $replace (i32.const 0) (i32.const 48) (i32.const 3) (i32.const 64) (i32.const 7))",
-        ),
-        (
-            "proxy_add_header_map_value and proxy_remove_header_map_value",
-            "",
-            "(i32.or (call $add (i32.const 0) (i32.const 48) (i32.const 3) (i32.const 64) (i32.const 7))
-               (call $remove (i32.const 0) (i32.const 48) (i32.const 3)))",
-        ),
-        (
-            "proxy_get_property, plugin_name",
-            "",
-            "(call $property (i32.const 112) (i32.const 11) (i32.const 200) (i32.const 204))",
-        ),
-        (
-            "proxy_get_property, request.path",
-            "",
-            "(call $property (i32.const 80) (i32.const 12) (i32.const 200) (i32.const 204))",
-        ),
-        ("proxy_set_property", "", "(call $set_property (i32.const 96) (i32.const 3) (i32.const 64) (i32.const 7))"),
-        (
-            "proxy_get_shared_data",
-            "(drop (call $set_shared (i32.const 96) (i32.const 3) (i32.const 64) (i32.const 7) (i32.const 0)))",
-            "(call $get_shared (i32.const 96) (i32.const 3) (i32.const 200) (i32.const 204) (i32.const 208))",
-        ),
-        (
-            "proxy_set_shared_data",
-            "",
-            "(call $set_shared (i32.const 96) (i32.const 3) (i32.const 64) (i32.const 7) (i32.const 0))",
-        ),
-        (
-            "proxy_increment_metric",
-            "(drop (call $define_metric (i32.const 0) (i32.const 96) (i32.const 3) (i32.const 200)))",
-            "(call $increment (i32.load (i32.const 200)) (i64.const 1))",
-        ),
-    ] {
-        // `NotFound` for what is absent, `Ok` for everything else.
-        let expected = u32::from(name.ends_with("absent"));
-        let mut worker = worker(guest(
-            &engine,
-            &format!(
-                r#"{data}
-                   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $left i32)
-                     {setup}
-                     (local.set $left (i32.const {CALLS}))
-                     (loop
-                       (if (i32.ne (i32.const {expected}) {call}) (then unreachable))
-                       (br_if 0 (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
-                     (i32.const 0))"#
-            ),
-        ));
+    for call in CALLS_ON_REQUESTS.iter().chain(OTHER_CALLS) {
+        let name = call.name;
+        let mut worker = worker(plugin(&engine, &call.wasm()));
         group.bench_function(name, |bencher| bencher.iter(|| pass(&mut worker)));
         assert_eq!(worker.health()[0].traps, 0, "{name} answers what is expected");
     }
@@ -212,10 +130,7 @@ fn starting(criterion: &mut Criterion) {
     };
     let mut group = criterion.benchmark_group("instantiate and configure");
     for (name, plugin) in [
-        (
-            "a guest of a few lines",
-            guest(&engine, r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 1))"#),
-        ),
+        ("a guest of a few lines", guest(&engine, SMALL)),
         ("probe, with the Rust SDK", rust("probe", b"")),
         ("jwt-auth, with three keys", rust("jwt-auth", &configuration)),
     ] {
@@ -228,17 +143,27 @@ fn starting(criterion: &mut Criterion) {
     group.finish();
 
     let folder = tempfile::tempdir().expect("a folder");
-    let wasm = file("jwt-auth");
     let cache = Cache::open(CacheSettings::new(folder.path())).expect("a cache");
     let cached = Loader::new(engine.clone(), LoaderSettings { cache: Some(cache), process: None }).expect("a loader");
     let bare = Loader::new(engine, LoaderSettings::default()).expect("a loader");
-    let load = |loader: &Loader| loader.load(&wasm, &LoadLimits::default()).expect("a plugin");
-    load(&cached);
-    let mut group = criterion.benchmark_group("load jwt-auth");
-    group.bench_function("from the code cache", |bencher| bencher.iter(|| black_box(load(&cached))));
-    group.sample_size(10);
-    group.bench_function("compiled", |bencher| bencher.iter(|| black_box(load(&bare))));
-    group.finish();
+    let load = |loader: &Loader, wasm: &[u8]| loader.load(wasm, &LoadLimits::default()).expect("a plugin").module;
+    for name in ["probe", "jwt-auth"] {
+        let wasm = file(name);
+        load(&cached, &wasm);
+        let mut group = criterion.benchmark_group(format!("load {name}"));
+        group.bench_function("from the code cache", |bencher| bencher.iter(|| black_box(load(&cached, &wasm))));
+        group.bench_function("from the code cache, instantiate and configure", |bencher| {
+            let configuration = if name == "probe" { Vec::new() } else { configuration.clone() };
+            bencher.iter(|| {
+                let mut plugin = Plugin::new(name, load(&cached, &wasm));
+                plugin.configuration.clone_from(&configuration);
+                worker(plugin)
+            });
+        });
+        group.sample_size(10);
+        group.bench_function("compiled", |bencher| bencher.iter(|| black_box(load(&bare, &wasm))));
+        group.finish();
+    }
 }
 
 /// From the beginning of a callback that never returns to the moment at which the worker has ended it.

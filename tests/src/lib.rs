@@ -12,4 +12,4 @@ pub mod differential;
 pub mod places;
 pub mod tcp;
 
-pub use portcullis_e2e::{Sockets, client, policy, process, server, upstream};
+pub use portcullis_e2e::{Programs, Sockets, client, policy, process, server, upstream};

@@ -55,18 +55,29 @@ impl Server {
 
     /// Starts the real Envoy with the bootstrap that `portcullis envoy-config` makes of a policy.
     pub fn envoy(policy: &Path) -> Result<Server, String> {
-        Server::envoy_watched(&Programs::find(), policy, &[], |_| true)
+        Server::envoy_watched(&Programs::find(), policy, &[], Ok, |_| true)
     }
 
     /// The same, with further arguments for `portcullis envoy-config`.
     pub fn envoy_with(policy: &Path, rendering: &[&str]) -> Result<Server, String> {
-        Server::envoy_watched(&Programs::find(), policy, rendering, |_| true)
+        Server::envoy_watched(&Programs::find(), policy, rendering, Ok, |_| true)
+    }
+
+    /// The same, with these programs and with the bootstrap changed. `keep` as in [`Server::start_watched`].
+    pub fn envoy_edited(
+        programs: &Programs,
+        policy: &Path,
+        edit: impl FnOnce(String) -> Result<String, String>,
+        keep: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Server, String> {
+        Server::envoy_watched(programs, policy, &[], edit, keep)
     }
 
     fn envoy_watched(
         programs: &Programs,
         policy: &Path,
         rendering: &[&str],
+        edit: impl FnOnce(String) -> Result<String, String>,
         keep: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Server, String> {
         let folder = policy.parent().unwrap_or(Path::new("."));
@@ -85,6 +96,9 @@ impl Server {
         if !rendered.status.success() {
             return Err(format!("`portcullis envoy-config` failed:\n{}", rendered.output));
         }
+        let fail = |error: std::io::Error| format!("{}: {error}", bootstrap.display());
+        let edited = edit(std::fs::read_to_string(&bootstrap).map_err(fail)?)?;
+        std::fs::write(&bootstrap, edited).map_err(fail)?;
         let mut command = Command::new(envoy);
         command.arg("-c").arg(&bootstrap).arg("--admin-address-path").arg(&admin_file);
         command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
@@ -125,7 +139,7 @@ impl Server {
     ) -> Result<Server, String> {
         match host {
             HostKind::Standalone => Server::portcullis_watched(programs, policy, |_| {}, keep),
-            HostKind::Envoy => Server::envoy_watched(programs, policy, &[], keep),
+            HostKind::Envoy => Server::envoy_watched(programs, policy, &[], Ok, keep),
             HostKind::Harness => Err("the harness has no server".to_owned()),
         }
     }
