@@ -207,7 +207,12 @@ impl FieldMap {
     /// The first value of `name`. Case does not matter; `host` also finds `:authority`.
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         let name = alias(name);
-        let line = self.lines.iter().find(|line| self.is_named(**line, name))?;
+        // Names here are in lower case, and nearly always so are those that are asked for.
+        let line = if name.iter().any(u8::is_ascii_uppercase) {
+            self.lines.iter().find(|line| self.is_named(**line, name))?
+        } else {
+            self.lines.iter().find(|line| self.arena.get(line.name_range()) == Some(name))?
+        };
         Some(&self.arena[line.value_range()])
     }
 

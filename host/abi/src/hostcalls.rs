@@ -118,11 +118,15 @@ impl<'a> Call<'a> {
     /// No bytes are a null pointer.
     fn give(&mut self, value: &[u8], return_pointer: u32, return_len: u32) -> Result<(), GuestFault> {
         let pointer = if value.is_empty() { 0 } else { self.allocate(value.len())? };
+        let name = self.name;
+        // Looked up once for all three; only the allocator could have moved it.
+        let memory = self.memory.data_mut(&mut self.caller);
         if !value.is_empty() {
-            self.write(pointer, value)?;
+            range_mut(memory, name, pointer, value.len())?.copy_from_slice(value);
         }
-        self.write_u32(return_pointer, pointer)?;
-        self.write_u32(return_len, value.len() as u32)
+        range_mut(memory, name, return_pointer, 4)?.copy_from_slice(&pointer.to_le_bytes());
+        range_mut(memory, name, return_len, 4)?.copy_from_slice(&(value.len() as u32).to_le_bytes());
+        Ok(())
     }
 
     /// Like [`Call::give`], for what `fill` writes into the VM's scratch space; nothing is given if it answers
