@@ -12,7 +12,7 @@ use crate::runner::{self, Runner};
 use crate::setup::{self, Machine, Part};
 use crate::wasm_std::WasmStd;
 use crate::workspace::{WASM_PROFILE, WASM_TARGET, Workspace};
-use crate::{filters, host};
+use crate::{filters, host, programs};
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,9 @@ impl Checks<'_> {
             Step::Setup => {
                 let parts = if self.plan.steps().contains(&Step::Test) { &Part::NEEDED[..] } else { &[Part::Wasm] };
                 self.machine = setup::run(self.workspace, parts, self.progress)?;
+                if self.plan.steps().contains(&Step::Test) {
+                    programs::ensure(&programs::FOR_TESTS, self.progress)?;
+                }
                 Ok(())
             }
             Step::Fmt => {

@@ -1,7 +1,7 @@
-//! Programs of the operating system that benches and by-hand checks use.
+//! Programs of the operating system that the tutorial, benches and by-hand checks use.
 //!
 //! Missing ones are installed where that takes one command and no question, that is as root on Debian; elsewhere the
-//! command is named. Tests bring their own clients, so a missing program here never fails the set-up.
+//! command is named. A missing program here never fails the set-up; tests that need one say so themselves.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -18,13 +18,21 @@ struct Program {
 }
 
 const PROGRAMS: [Program; 2] = [
-    Program { name: "curl", package: "curl", used_by: "requests by hand" },
+    Program { name: "curl", package: "curl", used_by: "requests by hand, and the tutorial with its test" },
     Program { name: "h2load", package: "nghttp2-client", used_by: "end-to-end benches" },
 ];
 
-/// Looks for every program and installs what is missing where it may.
-pub(crate) fn ensure(progress: Progress) -> anyhow::Result<()> {
-    for program in &PROGRAMS {
+/// What `cargo xtask test` wants.
+pub(crate) const FOR_TESTS: [&str; 1] = ["curl"];
+
+/// All of them.
+pub(crate) fn names() -> Vec<&'static str> {
+    PROGRAMS.iter().map(|program| program.name).collect()
+}
+
+/// Looks for programs by their names and installs what is missing where it may.
+pub(crate) fn ensure(names: &[&str], progress: Progress) -> anyhow::Result<()> {
+    for program in PROGRAMS.iter().filter(|program| names.contains(&program.name)) {
         let started = Instant::now();
         if is_on_path(program.name) {
             progress.found(Mark::Good, program.name, &format!("on PATH; for {}", program.used_by), Duration::ZERO);

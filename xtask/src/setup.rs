@@ -87,7 +87,7 @@ pub(crate) fn run(workspace: &Workspace, parts: &[Part], progress: Progress) -> 
             // Below, where nobody waits for it: cargo has a lock of its own.
             Part::Runner => Ok(()),
             Part::Just => tool(&JUST, workspace, progress).map(drop),
-            Part::Programs => programs::ensure(progress),
+            Part::Programs => programs::ensure(&programs::names(), progress),
         };
         errors.extend(outcome.err());
     }

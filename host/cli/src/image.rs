@@ -17,8 +17,6 @@ pub(crate) enum Variant {
     /// An OCI image with one layer, in which the module is `plugin.wasm`. Every registry takes it.
     #[default]
     Compat,
-    /// The same with Docker's media types, as `docker build` makes it.
-    Docker,
     /// An artifact whose layer is the module itself. Not every registry takes it.
     Artifact,
 }
@@ -46,9 +44,6 @@ impl Descriptor {
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const WASM_CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const WASM_CONTENT: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
@@ -69,29 +64,24 @@ impl Image {
         };
         let runtime = text(runtime);
         let mut annotations = annotations.clone();
-        let (manifest_type, manifest) = match variant {
+        let manifest = match variant {
             Variant::Artifact => {
                 let config = put(OCI_EMPTY, b"{}".to_vec());
                 let mut layers = [put(WASM_CONFIG, runtime).json(), put(WASM_CONTENT, wasm.to_vec()).json()];
                 for (layer, title) in layers.iter_mut().zip(["runtime-config.json", "plugin.wasm"]) {
                     layer["annotations"] = json!({ "org.opencontainers.image.title": title });
                 }
-                let manifest = json!({
+                json!({
                     "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": WASM_CONFIG,
                     "config": config.json(), "layers": layers, "annotations": annotations,
-                });
-                (OCI_MANIFEST, manifest)
+                })
             }
-            Variant::Compat | Variant::Docker => {
-                let (manifest_type, config_type, layer_type) = match variant {
-                    Variant::Docker => (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER),
-                    _ => (OCI_MANIFEST, OCI_CONFIG, OCI_LAYER),
-                };
+            Variant::Compat => {
                 let tar = tar(&[("plugin.wasm", wasm), ("runtime-config.json", &runtime)])?;
                 let diff_id = digest(&tar);
-                let layer = put(layer_type, gzip(&tar)?);
+                let layer = put(OCI_LAYER, gzip(&tar)?);
                 let config = put(
-                    config_type,
+                    OCI_CONFIG,
                     text(&json!({
                         "architecture": "wasm", "os": "wasip1",
                         "config": {},
@@ -99,19 +89,14 @@ impl Image {
                         "history": [{ "created_by": "portcullis package" }],
                     })),
                 );
-                let mut manifest = json!({
-                    "schemaVersion": 2, "mediaType": manifest_type,
-                    "config": config.json(), "layers": [layer.json()],
-                });
-                // Docker's manifests have no annotations.
-                if variant == Variant::Compat {
-                    annotations.insert("module.wasm.image/variant".to_owned(), "compat".to_owned());
-                    manifest["annotations"] = json!(annotations);
-                }
-                (manifest_type, manifest)
+                annotations.insert("module.wasm.image/variant".to_owned(), "compat".to_owned());
+                json!({
+                    "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+                    "config": config.json(), "layers": [layer.json()], "annotations": annotations,
+                })
             }
         };
-        let manifest = put(manifest_type, text(&manifest));
+        let manifest = put(OCI_MANIFEST, text(&manifest));
         Ok(Image { manifest, blobs })
     }
 

@@ -42,11 +42,6 @@ fn annotation(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    if arguments.variant == Variant::Docker && !arguments.annotation.is_empty() {
-        return Err(Failure::Configuration(
-            "--annotation: Docker's manifests have no annotations\n  hint: use `--variant compat`".to_owned(),
-        ));
-    }
     let module = &arguments.module;
     // Whoever pulls the image would find out much later that it holds no filter.
     let guest = Guest::load(module).map_err(|error| Failure::Configuration(error.to_string()))?;
