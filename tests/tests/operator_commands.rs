@@ -330,6 +330,43 @@ fn envoy_reaches_operators_over_sockets() {
     assert!(!exists("b.sock"));
 }
 
+/// Longer than what the kernel takes while nobody reads, shorter than what the host holds for whoever does.
+const UNREAD: usize = 260_000;
+
+#[test]
+fn operators_run_answers_to_the_last_byte_before_it_ends() {
+    use std::io::{Read as _, Write as _};
+    let folder = folder();
+    let code =
+        format!("export default {{ fetch() {{ console.log('asked'); return new Response('x'.repeat({UNREAD})); }} }};");
+    write(folder.path(), "a/main.ts", &code);
+    write(
+        folder.path(),
+        "portcullis.yaml",
+        "version: 1\nlisteners: [{ name: public, address: \"127.0.0.1:0\" }]\nroutes: [{ name: all, operator: a }]\n\
+         operators: { a: { entry: a/main.ts } }\n",
+    );
+    let run = Process::start("run", &mut portcullis(folder.path(), &["operators", "run", "--sockets", "sockets"]));
+    let mut run = run.unwrap_or_else(|error| panic!("{error}"));
+    run.wait_for(|line| line.contains("operator `a` on ").then_some(())).unwrap_or_else(|error| panic!("{error}"));
+    let connect = || std::os::unix::net::UnixStream::connect(folder.path().join("sockets/a.sock"));
+    let idle = connect().expect("a connection");
+    let mut stream = connect().expect("a connection");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").expect("sent");
+    run.wait_for(|line| line.contains("asked").then_some(())).unwrap_or_else(|error| panic!("{error}"));
+    assert!(Command::new("kill").args(["-TERM", &run.id().to_string()]).status().expect("`kill` runs").success());
+    eventually("nobody may connect any more", || connect().is_err());
+    // Time enough to end in, if it did.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let mut answer = Vec::new();
+    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+    stream.read_to_end(&mut answer).expect("an answer");
+    let body = answer.iter().filter(|byte| **byte == b'x').count();
+    assert!(body >= UNREAD, "{body} bytes of {UNREAD}: {}", run.log());
+    assert!(run.wait().expect("an end").success(), "{}", run.log());
+    drop(idle);
+}
+
 /// The kernel says who connects, whatever the modes of files allow. The test binary starts itself again as another user.
 #[test]
 fn operators_run_checks_who_connects() {

@@ -154,15 +154,35 @@ fn filters_come_first_and_the_operator_sees_what_they_added() {
 
 /// Client, access log and metric name one cause.
 fn check_cause(serving: &Serving, path: &str, status: u16, cause: &str) {
+    check_cause_of(serving, &RequestPlan::new("GET", path), status, cause);
+}
+
+fn check_cause_of(serving: &Serving, request: &RequestPlan, status: u16, cause: &str) {
+    let before = failures(serving, &request.path, cause);
+    let response = serving.send(request);
+    check_answer(serving, request, (response.status, &response.body), before, status, cause);
+}
+
+fn failures(serving: &Serving, path: &str, cause: &str) -> i64 {
     let operator = path.trim_start_matches('/').split(['/', '?']).next().unwrap_or_default();
-    let metric = format!("portcullis_operator_failed_total.operator.{operator}.reason.{cause}");
-    let before = serving.counter(&metric);
-    let (found, body) = serving.get(path);
+    serving.counter(&format!("portcullis_operator_failed_total.operator.{operator}.reason.{cause}"))
+}
+
+fn check_answer(
+    serving: &Serving,
+    request: &RequestPlan,
+    (found, body): (u16, &[u8]),
+    failed_before: i64,
+    status: u16,
+    cause: &str,
+) {
+    let (method, path) = (&request.method, &request.path);
+    let body = String::from_utf8_lossy(body);
     let problem: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {found} {body}"));
     assert_eq!((found, problem["reason"].as_str()), (status, Some(cause)), "{path}\n{}", serving.0.log());
     assert!(problem["request_id"].is_string(), "{body}");
-    assert_eq!(serving.counter(&metric), before + 1, "{metric}");
-    let line = format!(" GET {} {status} {cause} ", path.split('?').next().unwrap_or_default());
+    assert_eq!(failures(serving, path, cause), failed_before + 1, "{cause}");
+    let line = format!(" {method} {} {status} {cause} ", path.split('?').next().unwrap_or_default());
     eventually("the access log has it", || serving.0.log().contains(&line));
 }
 
@@ -175,6 +195,7 @@ export default { async fetch(request: Request) {
     case "wait": await new Promise(() => {});
     case "memory": for (;;) kept.push(new Array(1000).fill({}));
     case "long": return new Response("x".repeat(2000));
+    case "read": await request.text();
     case "slow": await new Promise((resolve) => setTimeout(resolve, 1500));
   }
   return new Response("ok");
@@ -191,6 +212,7 @@ fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
              request_bytes: 1KiB, response_bytes: 1KiB, concurrency: 1 }",
         ),
         ("short", "entry: a/main.ts, limits: { wall_time: 500ms }"),
+        ("two", "entry: a/main.ts, replicas: { max: 1 }, limits: { cpu_time: 400ms, concurrency: 2 }"),
         ("elsewhere", "entry: elsewhere/main.ts, placement: { pool: acme }"),
     ]);
     let serving = site.serve();
@@ -206,13 +228,76 @@ fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
     });
     let mut long = RequestPlan::new("POST", "/a");
     long.body = vec![vec![b'x'; 2000]];
-    assert_eq!(serving.send(&long).status, 413);
+    check_cause_of(&serving, &long, 413, "operator_request_bytes");
+    // A client that does not send what it promised.
+    let answer = {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(serving.0.address()).expect("a connection");
+        stream.write_all(b"POST /short/read HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nabc").expect("sent");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the end, as the request cannot go on");
+        String::from_utf8(answer).expect("text")
+    };
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a response");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    let late = RequestPlan::new("POST", "/short/read");
+    check_answer(&serving, &late, (status, body.as_bytes()), 0, 408, "operator_request_time");
+    // What comes to a process that a loop holds up is not to blame, and is told that it may try again.
+    let request = RequestPlan::new("GET", "/two/ok");
+    std::thread::scope(|scope| {
+        let culprit = scope.spawn(|| check_cause(&serving, "/two/loop", 503, "operator_cpu_time"));
+        eventually("it is running", || {
+            serving.counter("portcullis_operator_cpu_milliseconds_total.operator.two") > 100
+        });
+        let beside = serving.send(&request);
+        assert_eq!(beside.fields.get("retry-after"), Some(&b"1"[..]), "{}", serving.0.log());
+        check_answer(&serving, &request, (beside.status, &beside.body), 0, 503, "operator_bystander");
+        culprit.join().expect("its cause");
+    });
     check_cause(&serving, "/a/loop", 503, "operator_cpu_time");
     eventually("it was replaced", || serving.get("/a/ok").0 == 200);
     check_cause(&serving, "/a/memory", 503, "operator_memory");
     eventually("it was replaced", || serving.get("/a/ok").0 == 200);
     let log = serving.0.log();
     assert!(log.contains("Error: private detail") && log.contains("at Object.fetch (main.ts:5:"), "{log}");
+    // For whoever looks after it: which limit, and how much it is.
+    for limit in ["operator_cpu_time: `limits.cpu_time` is 400ms", "operator_wall_time: `limits.wall_time` is 500ms"] {
+        assert!(log.contains(&format!("a request was not answered by its operator: {limit}")), "{limit}: {log}");
+    }
+}
+
+/// On Deno, whose process ends when its heap is full; the runner ends the isolate alone.
+#[test]
+fn what_keeps_crashing_is_paused_and_comes_back() {
+    let site = Site::new(&[("a/main.ts", CAUSES)]);
+    site.policy(&[(
+        "a",
+        "entry: a/main.ts, replicas: { max: 1 }, limits: { heap: 16MiB, memory: 64MiB, cpu_time: 20s }",
+    )]);
+    let path = site.folder.path().join("portcullis.yaml");
+    let text = fs::read_to_string(&path).expect("a policy");
+    fs::write(&path, text.replace("operator_host: {", "operator_host: { engine: deno,")).expect("a policy");
+    let serving = site.serve();
+    let request = RequestPlan::new("GET", "/a/memory");
+    let mut ends = 0;
+    let paused = loop {
+        let before = failures(&serving, &request.path, "operator_crash_loop");
+        let response = serving.send(&request);
+        if String::from_utf8_lossy(&response.body).contains("operator_crash_loop") {
+            check_answer(&serving, &request, (response.status, &response.body), before, 503, "operator_crash_loop");
+            break response;
+        }
+        ends += 1;
+        assert!(ends < 20, "never paused\n{}", serving.0.log());
+    };
+    assert_eq!(paused.fields.get("retry-after"), Some(&b"10"[..]));
+    assert!(ends >= 3, "paused after {ends}");
+    let said = "the process ended: operator_memory: `limits.heap` is 16MiB, `limits.memory` 64MiB (signal 5)";
+    assert!(serving.0.log().matches(said).count() >= 3, "{}", serving.0.log());
+    assert!(serving.counter("portcullis_operator_ends_total.operator.a.reason.operator_memory") >= 3);
+    // The pause is over some time, and then it is as good as before.
+    eventually("it answers again", || serving.get("/a/ok").0 == 200);
 }
 
 const BOMBS: &str = r#"

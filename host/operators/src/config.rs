@@ -186,7 +186,8 @@ pub struct Settings {
     pub uid_first: u32,
     /// How to start the launcher.
     pub launcher: crate::jail::Launcher,
-    /// After a stop is asked for: how long requests may go on.
+    /// After the host is asked to stop: how long requests may go on. A process that is replaced or not needed any more is
+    /// waited for as long as its requests may take.
     pub drain: Duration,
     /// After SIGTERM: how long until SIGKILL.
     pub kill_after: Duration,

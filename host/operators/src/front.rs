@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::body::BodyError;
@@ -29,6 +29,8 @@ pub struct Front {
     folder: PathBuf,
     users: Vec<u32>,
     open: BTreeMap<String, JoinHandle<()>>,
+    /// Says the end to connections, each of which holds a receiver.
+    ending: watch::Sender<bool>,
 }
 
 /// Connections to one operator's socket.
@@ -44,7 +46,7 @@ impl Front {
     pub fn new(folder: PathBuf, users: &[u32]) -> io::Result<Self> {
         let mode = if users.is_empty() { 0o700 } else { 0o711 };
         fs::DirBuilder::new().mode(mode).recursive(true).create(&folder)?;
-        Ok(Self { folder, users: users.to_vec(), open: BTreeMap::new() })
+        Ok(Self { folder, users: users.to_vec(), open: BTreeMap::new(), ending: watch::Sender::new(false) })
     }
 
     /// Where an operator's socket is.
@@ -74,10 +76,22 @@ impl Front {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
             let mut users = self.users.clone();
             users.push(rustix::process::geteuid().as_raw());
-            let accepting = tokio::spawn(accept(operators.clone(), name.clone(), listener, users));
+            let ending = self.ending.subscribe();
+            let accepting = tokio::spawn(accept(operators.clone(), name.clone(), listener, users, ending));
             self.open.insert(name.clone(), accepting);
         }
         Ok(())
+    }
+
+    /// Takes no more connections and no more requests, and returns once everything that was asked is answered to the last byte,
+    /// or when the time is over.
+    pub async fn finish(mut self, within: Duration) {
+        let names: Vec<String> = self.open.keys().cloned().collect();
+        for name in names {
+            self.close(&name);
+        }
+        self.ending.send_replace(true);
+        let _ = tokio::time::timeout(within, self.ending.closed()).await;
     }
 
     fn close(&mut self, name: &str) {
@@ -107,7 +121,13 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn accept(operators: Operators, name: String, listener: UnixListener, users: Vec<u32>) {
+async fn accept(
+    operators: Operators,
+    name: String,
+    listener: UnixListener,
+    users: Vec<u32>,
+    ending: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -120,15 +140,15 @@ async fn accept(operators: Operators, name: String, listener: UnixListener, user
             tracing::warn!(operator = %name, "refused a connection from another user");
             continue;
         }
-        let (operators, name) = (operators.clone(), name.clone());
+        let (operators, name, ending) = (operators.clone(), name.clone(), ending.clone());
         tokio::spawn(async move {
-            connection(operators, name, stream).await;
+            connection(operators, name, stream, ending).await;
             drop(place);
         });
     }
 }
 
-async fn connection(operators: Operators, name: String, stream: UnixStream) {
+async fn connection(operators: Operators, name: String, stream: UnixStream, mut ending: watch::Receiver<bool>) {
     let service = service_fn(|mut request: Request<Incoming>| {
         let (operators, name) = (&operators, &name);
         async move {
@@ -141,13 +161,21 @@ async fn connection(operators: Operators, name: String, stream: UnixStream) {
             Ok::<_, std::convert::Infallible>(response)
         }
     });
-    let served = hyper::server::conn::http1::Builder::new()
+    let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
         .max_headers(128)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        () = async { drop(ending.wait_for(|ending| *ending).await) } => {
+            // Ends after the request under way, and at once where there is none.
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(operator = %name, "connection: {error}");
     }

@@ -940,7 +940,10 @@ impl Manager {
     /// Ends one process in good order: no new requests, the old ones answered, then SIGTERM, then SIGKILL.
     async fn end(self: Arc<Self>, process: Arc<Process>) {
         process.stopping.store(true, Ordering::Release);
-        let deadline = Instant::now() + self.settings.drain;
+        // A request ends by its time limit at the latest, so what replaces an operator need not cut one off. The host's own end
+        // is sooner, see `stop`.
+        let longest = process.assigned.get().map_or(Duration::ZERO, |assigned| assigned.pool.operator.limits.wall);
+        let deadline = Instant::now() + self.settings.drain.max(longest.saturating_add(Duration::from_secs(1)));
         let in_flight = || process.assigned.get().map_or(0, |assigned| assigned.in_flight.load(Ordering::Acquire));
         while process.is_alive() && in_flight() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -27,6 +27,7 @@ on_each_engine! {
     async a_store_is_the_operators_own;
     async (flavor = "multi_thread", worker_threads = 2) a_new_version_takes_over_without_a_lost_request;
     async what_a_reload_takes_away_still_answers_those_who_hold_it;
+    async a_request_is_waited_for_as_long_as_it_may_take;
     async (flavor = "multi_thread", worker_threads = 2) a_killed_process_costs_only_what_it_was_answering;
     async processes_come_with_demand_and_go_with_idleness;
     async a_request_waits_for_a_process_only_so_long;
@@ -415,6 +416,20 @@ async fn what_a_reload_takes_away_still_answers_those_who_hold_it(engine: Kind) 
     drop(before);
     eventually("nobody holds it any more", async || pids.iter().all(|pid| !support::is_running(*pid))).await;
     assert!(host.text("kept", "/").await.starts_with("hello"));
+}
+
+/// How long the host lets requests go on at its own end does not matter to a version that is replaced.
+async fn a_request_is_waited_for_as_long_as_it_may_take(engine: Kind) {
+    let host = Host::with(engine, |settings| settings.drain = Duration::from_millis(1));
+    let code = "export default { async fetch() { await new Promise(r => setTimeout(r, 1500)); return new Response('old'); } };";
+    host.serve(vec![host.operator("v", code, |_| {})]).await;
+    let (answer, ()) = tokio::join!(host.get("v", "/"), async {
+        eventually("it is being answered", async || host.metric("portcullis_operator_requests_total.operator.v") == 1)
+            .await;
+        host.serve(vec![host.operator("v", HELLO, |_| {})]).await;
+    });
+    assert_eq!(answer.unwrap().body(), "old");
+    assert!(host.text("v", "/").await.starts_with("hello"));
 }
 
 async fn a_killed_process_costs_only_what_it_was_answering(engine: Kind) {

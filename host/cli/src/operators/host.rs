@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use portcullis_config::{Isolation, Operator, OperatorEngine, Policy, SecretSource};
@@ -51,6 +52,11 @@ impl Host {
         if let Some(operators) = self.operators() {
             operators.stop_blocking();
         }
+    }
+
+    /// How long requests under way may go on once the end is asked for.
+    pub(crate) fn drain(&self) -> Duration {
+        self.running().as_ref().map_or(Duration::ZERO, |running| running.settings.drain)
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {

@@ -93,8 +93,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             std::process::exit(1);
         }
     });
-    // New connections are refused; those that are open are answered.
-    drop(front);
+    // New connections are refused; what is under way on open ones is answered, to the last byte.
+    runtime.block_on(front.finish(host.drain()));
     host.stop();
     tracing::info!("ended");
     Ok(())
