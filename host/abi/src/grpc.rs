@@ -25,6 +25,8 @@ pub(crate) mod status {
     pub(crate) const INTERNAL: u32 = 13;
     pub(crate) const UNAVAILABLE: u32 = 14;
     pub(crate) const UNAUTHENTICATED: u32 = 16;
+    /// The last one that gRPC defines.
+    pub(crate) const LAST: u32 = UNAUTHENTICATED;
     /// What Envoy makes of a status that is no number, or none that gRPC defines: -1.
     pub(crate) const INVALID: u32 = u32::MAX;
 }

@@ -58,7 +58,7 @@ pub enum Trapped {
 #[non_exhaustive]
 pub enum GuestFault {
     /// A pointer or length outside its memory.
-    #[error("`{call}` was given {len} bytes at {pointer:#x}, outside the guest's memory")]
+    #[error("gave `{call}` {len} bytes at {pointer:#x}, outside the guest's memory,")]
     OutOfBounds {
         /// The host function.
         call: &'static str,
@@ -68,7 +68,7 @@ pub enum GuestFault {
         len: u32,
     },
     /// A host function was called where it must not be.
-    #[error("`{call}` was called while {doing}, when it is not available")]
+    #[error("called `{call}` while {doing}, when it is not available,")]
     Restricted {
         /// The host function.
         call: &'static str,
@@ -76,10 +76,10 @@ pub enum GuestFault {
         doing: &'static str,
     },
     /// Its allocator answered with nothing.
-    #[error("its allocator refused {0} bytes for the answer of a host function")]
+    #[error("has an allocator that refused {0} bytes for the answer of a host function")]
     NoMemory(usize),
     /// Its time was over; told as [`Trapped::Deadline`].
-    #[error("its time was over")]
+    #[error("used up its time")]
     TimeIsUp,
 }
 
@@ -912,8 +912,8 @@ impl Vm {
             (answer.fields.len() as u32, answer.body.len() as u32, answer.trailers.len() as u32)
         });
         if answer.is_none() {
-            // What Envoy makes of it; 9 is the ABI's own "broken connection".
-            self.set_status(root, 9, b"reset".to_vec());
+            // Envoy's number of a broken connection, which is not the specification's (9).
+            self.set_status(root, 11, b"reset".to_vec());
         }
         self.with_root(root, |root| root.call_view = answer);
         let result = self.callback("proxy_on_http_call_response", root, &func, (root, token, fields, body, trailers));

@@ -106,7 +106,18 @@ fn plain(line: &str) -> String {
     let line = replaced(&line, uuid);
     let line = replaced(&line, http_date);
     let line = client_address(&line);
-    replaced(&line, unix_time)
+    without_number(&replaced(&line, unix_time))
+}
+
+/// A line without the number that the host gave to what it keeps for everybody: it counts whatever came before.
+fn without_number(line: &str) -> String {
+    let calls = ["get_shared_data", "register_shared_queue", "resolve_shared_queue"];
+    let Some((call, result)) = line.split_once(" -> ") else { return line.to_owned() };
+    let is_one = calls.iter().any(|name| call.contains(&format!("proxy_{name} ")));
+    match result.rsplit_once(' ') {
+        Some((rest, number)) if is_one && number.parse::<u32>().is_ok() => format!("{call} -> {rest} <number>"),
+        _ => line.to_owned(),
+    }
 }
 
 fn without_call_id(line: &str) -> String {
@@ -253,6 +264,12 @@ mod tests {
             "  proxy_get_current_time_nanoseconds -> OK <time>",
         );
         check("x: 123456789012345678901", "x: 123456789012345678901");
+        check(r#"  proxy_get_shared_data "a" -> 0 "7" 15"#, r#"  proxy_get_shared_data "a" -> OK "7" <number>"#);
+        check(r#"  proxy_get_shared_data "a" -> 1"#, r#"  proxy_get_shared_data "a" -> NOT_FOUND"#);
+        check(
+            r#"one   proxy_register_shared_queue "a" =q -> 0 3"#,
+            r#"one   proxy_register_shared_queue "a" =q -> 0 <number>"#,
+        );
     }
 
     #[test]

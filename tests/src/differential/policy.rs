@@ -112,7 +112,7 @@ fn filter(name: &str, vm_id: &str, plugin: &Plugin, folder: &Path) -> Result<Val
     filter.insert("name".to_owned(), name.into());
     filter.insert("wasm".to_owned(), wasm.display().to_string().into());
     filter.insert("vm_id".to_owned(), vm_id.into());
-    filter.insert("allowed_upstreams".to_owned(), json!(["callee", "closed"]));
+    filter.insert("allowed_upstreams".to_owned(), json!(["callee", "closed", "origin"]));
     if !plugin.configuration.is_empty() {
         filter.insert("configuration".to_owned(), plugin.configuration.as_str().into());
     }

@@ -9,6 +9,7 @@ use crate::abi::{BufferType, MapType, Status};
 use crate::engine::AbiVersion;
 use crate::exchange::{Exchange, LocalResponse, StageView};
 use crate::fields::{FieldMap, is_token, is_value};
+use crate::grpc;
 use crate::pairs;
 use crate::plugin::{Capabilities, Limits};
 use crate::relay::TcpAsked;
@@ -488,7 +489,8 @@ pub(super) fn send_local_response(
     let Ok(status @ 200..=599) = u16::try_from(status) else {
         return Ok(call.because("the status of a final response is 200 to 599", Status::BadArgument));
     };
-    let grpc_status = u32::try_from(grpc).ok();
+    // Others are as good as none: the status is derived from the other one.
+    let grpc_status = u32::try_from(grpc).ok().filter(|code| *code <= grpc::status::LAST);
     let fields = without_blocked(call, fields);
     let response = LocalResponse { status, details, body, fields, grpc_status };
     let has_stream = ask(call, |view| {

@@ -90,11 +90,14 @@ fn an_allocator_that_calls_back_or_lies_ends_the_guest() {
         )
     };
     for (body, expected) in [
-        ("(drop (call $pairs (i32.const 0) (i32.const 8) (i32.const 12))) (i32.const 1)", "its allocator refused"),
-        ("(i32.const 0)", "its allocator refused"),
+        (
+            "(drop (call $pairs (i32.const 0) (i32.const 8) (i32.const 12))) (i32.const 1)",
+            "has an allocator that refused",
+        ),
+        ("(i32.const 0)", "has an allocator that refused"),
         ("(i32.const -8)", "outside the guest's memory"),
-        ("unreachable", "its allocator refused"),
-        ("(loop (br 0)) unreachable", "its allocator refused"),
+        ("unreachable", "has an allocator that refused"),
+        ("(loop (br 0)) unreachable", "has an allocator that refused"),
     ] {
         let trapped = end_of(Plugin::new("probe", module(&prelude(body)).unwrap()));
         assert!(trapped.to_string().contains(expected), "{body}: {trapped}");
@@ -273,7 +276,7 @@ fn a_trap_fails_the_streams_that_wait_for_the_same_guest_and_no_others() {
 fn start_functions_may_not_use_the_abi() {
     let early = plugin(r#"(func (export "_initialize") (drop (call $continue (i32.const 0))))"#);
     let error = Host::try_new(vec![early]).err().unwrap().to_string();
-    assert!(error.contains("`proxy_continue_stream` was called while the guest starts"), "{error}");
+    assert!(error.contains("called `proxy_continue_stream` while the guest starts"), "{error}");
 }
 
 #[test]

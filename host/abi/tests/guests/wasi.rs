@@ -158,7 +158,7 @@ fn while_the_guest_starts_some_functions_end_it() {
             Ok(_) => assert!(starting, "{function}"),
             Err(error) => {
                 assert!(!starting, "{function}: {error}");
-                assert!(error.contains(&format!("`{function}` was called while the guest starts")), "{error}");
+                assert!(error.contains(&format!("called `{function}` while the guest starts")), "{error}");
             }
         }
     }
@@ -170,7 +170,7 @@ fn while_it_allocates_only_output_the_clock_and_waiting_are_left() {
         let left = ["fd_write", "clock_time_get", "poll_oneoff"].contains(&function);
         match log(function, arguments, When::Allocating) {
             Ok(_) => assert!(left, "{function}"),
-            Err(error) => assert!(!left && error.contains("its allocator refused"), "{function}: {error}"),
+            Err(error) => assert!(!left && error.contains("has an allocator that refused"), "{function}: {error}"),
         }
     }
 }

@@ -86,6 +86,35 @@ pub(super) fn rows() -> Vec<Row> {
             "http_call_response: proxy_get_header_map_value 6 \":status\"\nhttp_call_response: proxy_get_buffer_bytes 4 0 40\n{GO_ON}"
         ))
         .steps([Step::get().callee_hangs_up()]),
+        Row::new("http_call/broken_off", "An answer that breaks off is none: no fields, no body, and a status to ask for.")
+            .strict()
+            .script(
+                r#"
+                request_headers: proxy_http_call "origin" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000
+                request_headers: return 1
+                http_call_response: proxy_get_header_map_value 6 ":status"
+                http_call_response: proxy_get_header_map_pairs 6
+                http_call_response: proxy_get_buffer_bytes 4 0 100
+                http_call_response: proxy_get_status
+                http_call_response: proxy_set_effective_context $context
+                http_call_response: proxy_send_local_response 403 "" "denied" { } -1
+                "#,
+            )
+            .steps([Step::get().answer(200, &[("transfer-encoding", "chunked")], &["zz is no length\r\n"])]),
+        Row::new("http_call/in_turn", "A second call from the first one's answer.")
+            .strict()
+            .script(
+                r#"
+                request_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW/first", ":authority" "c" } "" { } 1000
+                request_headers: return 1
+                http_call_response: proxy_get_buffer_bytes 4 0 100
+                http_call_response: proxy_set_effective_context $context
+                http_call_response#1: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW/second", ":authority" "c" } "" { } 1000
+                http_call_response#2: proxy_continue_stream 0
+                "#,
+            )
+            .steps([Step::get().callee(200, &[], "go")])
+            .upstream(),
         refused("http_call/unknown_upstream", "An upstream that does not exist is BAD_ARGUMENT.",
             r#""nobody" { ":method" "GET", ":path" "/ROW", ":authority" "c" } "" { } 1000"#),
         refused("http_call/no_method", "So is a request without a method,", r#""callee" { ":path" "/ROW", ":authority" "c" } "" { } 1000"#),

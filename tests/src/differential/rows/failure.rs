@@ -21,6 +21,14 @@ pub(super) fn rows() -> Vec<Row> {
             .with(json!({ "failure_policy": "fail_reload", "reload": { "base_interval": "50ms", "max_interval": "50ms" } }))
             .steps([Step::get(), Step::get().script("request_headers: trap"), Step::get().until_status(200)])
             .dies(),
+        Row::new("failure/reload_backs_off", "Until then it is 503 to all.")
+            .with(json!({ "failure_policy": "fail_reload", "reload": { "base_interval": "60s", "max_interval": "60s" } }))
+            .steps([Step::get(), Step::get().script("request_headers: trap"), Step::get(), Step::get()])
+            .dies(),
+        Row::new("failure/reload_reconfigures", "The new VM is started and configured like the first.")
+            .root("row: failure/reload_reconfigures")
+            .steps([Step::get(), Step::get().script("request_headers: trap"), Step::get().until_status(200)])
+            .dies(),
         Row::new("failure/details", "The response's details name what failed.")
             .with(json!({ "failure_policy": "fail_closed" }))
             .steps([Step::get().script("response_headers: trap"), Step::get().script("response_body: trap"), Step::get()])

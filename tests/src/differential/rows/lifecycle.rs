@@ -7,6 +7,7 @@ use crate::differential::{Plugin, Row, Step};
 /// What the modules below have in common.
 const MODULE: &str = r#"
   (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_buffer_bytes" (func $get (param i32 i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 2)
   (func (export "proxy_abi_version_0_2_1"))
 "#;
@@ -29,6 +30,39 @@ fn module(id: &str, functions: &[(&str, &str, &str)], rest: &str) -> Plugin {
     }
     text.push(')');
     Plugin::new("own").text(text)
+}
+
+/// A module for a version of the ABI. Functions it has: `$tell` logs a letter with a digit, `$absent` and `$present` ask for a
+/// request field.
+fn versioned(id: &str, shows: &'static str, version: &str, imports: &str, code: &str) -> Row {
+    let mark = format!("@{id}@");
+    let letter = 16 + mark.len();
+    let text = format!(
+        r#"(module (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+             (import "env" "proxy_get_header_map_value" (func $field (param i32 i32 i32 i32 i32) (result i32)))
+             {imports}
+             (memory (export "memory") 2)
+             (data (i32.const 16) "{mark}? ?")
+             (data (i32.const 512) "x-absent:method")
+             (func $tell (param $letter i32) (param $digit i32)
+               (i32.store8 (i32.const {letter}) (local.get $letter))
+               (i32.store8 (i32.const {digit}) (i32.add (i32.const 48) (local.get $digit)))
+               (drop (call $log (i32.const 3) (i32.const 16) (i32.const {length}))))
+             (func $absent (result i32)
+               (call $field (i32.const 0) (i32.const 512) (i32.const 8) (i32.const 600) (i32.const 604)))
+             (func $present (result i32)
+               (call $field (i32.const 0) (i32.const 520) (i32.const 7) (i32.const 600) (i32.const 604)))
+             (func (export "proxy_abi_version_{version}"))
+             {ALLOCATE}
+             {code})"#,
+        digit = letter + 2,
+        length = mark.len() + 3,
+    );
+    let plugin = Plugin::new("own").text(text).configuration("plugin").settings(json!({
+        "vm_configuration": "the VM",
+        "failure_policy": "fail_closed",
+    }));
+    Row::new(id, shows).plugin(plugin).dies()
 }
 
 pub(super) fn rows() -> Vec<Row> {
@@ -100,6 +134,81 @@ pub(super) fn rows() -> Vec<Row> {
             .steps([Step::post(&["x"])])
             .dies()
             .upstream(),
+        started("modules/main_void", "`__main_void` will do for `main`.",
+            &[("_initialize", "", ""), ("__main_void", "(result i32)", "(i32.const 0)"), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
+        started("modules/main_alone", "Without `_initialize` neither is called.",
+            &[("main", BOOL, "(i32.const 0)"), ("proxy_on_configure", BOOL, YES)], ALLOCATE),
+        started("modules/two_allocators", "Of two allocators `malloc` is used.",
+            &[("malloc", "(param i32) (result i32)", "(i32.const 65536)"), ("proxy_on_memory_allocate", "(param i32) (result i32)", "(i32.const 65536)"),
+              ("proxy_on_configure", BOOL, "(drop (call $get (i32.const 7) (i32.const 0) (i32.const 9) (i32.const 200) (i32.const 204))) (i32.const 1)")],
+            "")
+            .configured("bytes")
+            .until("malloc"),
+        versioned("modules/abi_0_1_0", "0.1.0: two parameters of header callbacks, functions of its own, and what is absent is empty.", "0_1_0",
+            r#"(import "env" "proxy_get_configuration" (func $get_configuration (param i32 i32) (result i32)))
+               (import "env" "proxy_continue_request" (func $continue_request (result i32)))
+               (import "env" "proxy_continue_response" (func $continue_response (result i32)))
+               (import "env" "proxy_clear_route_cache" (func $clear_route_cache (result i32)))"#,
+            r#"(global $status (mut i32) (i32.const 9))
+               (global $length (mut i32) (i32.const 9))
+               (func (export "proxy_on_configure") (param i32 i32) (result i32)
+                 (global.set $status (call $get_configuration (i32.const 64) (i32.const 68)))
+                 (global.set $length (i32.load (i32.const 68)))
+                 (i32.const 1))
+               (func (export "proxy_on_request_headers") (param i32 i32) (result i32)
+                 (call $tell (i32.const 99) (global.get $status))
+                 (call $tell (i32.const 108) (global.get $length))
+                 (call $tell (i32.const 103) (call $absent))
+                 (call $tell (i32.const 118) (call $get_configuration (i32.const 64) (i32.const 68)))
+                 (call $tell (i32.const 108) (i32.load (i32.const 68)))
+                 (call $tell (i32.const 114) (call $clear_route_cache))
+                 (i32.const 0))
+               (func (export "proxy_on_response_headers") (param i32 i32) (result i32)
+                 (call $tell (i32.const 104) (i32.const 0)) (i32.const 0))
+               (func (export "proxy_on_log") (param i32)
+                 (call $tell (i32.const 113) (call $continue_request))
+                 (call $tell (i32.const 115) (call $continue_response)))"#),
+        versioned("modules/abi_0_2_0", "0.2.0: three parameters, and what is absent is NOT_FOUND.", "0_2_0", "",
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (call $tell (i32.const 103) (call $absent))
+                 (call $tell (i32.const 101) (local.get 2))
+                 (i32.const 0))"#),
+        versioned("modules/abi_0_1_0_three_parameters", "A header callback of 0.2.0 in a module for 0.1.0.", "0_1_0", "",
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))"#)
+            .alone(),
+        versioned("modules/abi_0_2_0_log_level", "A function of 0.2.1 in a module for 0.2.0.", "0_2_0",
+            r#"(import "env" "proxy_get_log_level" (func (param i32) (result i32)))"#, "")
+            .alone(),
+        versioned("modules/abi_0_2_1_continue_request", "A function of 0.1.0 in a module for 0.2.1.", "0_2_1",
+            r#"(import "env" "proxy_continue_request" (func (result i32)))"#, "")
+            .alone(),
+        versioned("modules/emscripten", "What Emscripten's modules import besides.", "0_2_1",
+            r#"(import "env" "emscripten_notify_memory_growth" (func $notify (param i32)))
+               (import "env" "pthread_equal" (func $equal (param i32 i32) (result i32)))"#,
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (call $notify (i32.const 0))
+                 (call $tell (i32.const 101) (call $equal (i32.const 7) (i32.const 7)))
+                 (call $tell (i32.const 117) (call $equal (i32.const 7) (i32.const 8)))
+                 (i32.const 0))"#),
+        versioned("modules/wasi_unstable", "WASI by its older name.", "0_2_1",
+            r#"(import "wasi_unstable" "random_get" (func $random (param i32 i32) (result i32)))
+               (import "wasi_unstable" "fd_close" (func $close (param i32) (result i32)))
+               (import "wasi_unstable" "args_sizes_get" (func $arguments (param i32 i32) (result i32)))"#,
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (call $tell (i32.const 114) (call $random (i32.const 64) (i32.const 4)))
+                 (call $tell (i32.const 99) (call $close (i32.const 3)))
+                 (call $tell (i32.const 97) (call $arguments (i32.const 64) (i32.const 68)))
+                 (call $tell (i32.const 110) (i32.load (i32.const 64)))
+                 (i32.const 0))"#),
+        versioned("modules/allocator_calls", "An allocator that calls the host for more than a few harmless functions is a trap.", "0_2_1",
+            r#"(import "env" "proxy_get_log_level" (func $level (param i32) (result i32)))"#,
+            r#"(global $calls (mut i32) (i32.const 0))
+               (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (global.set $calls (i32.const 1))
+                 (drop (call $present))
+                 (i32.const 0))
+               (func (export "malloc") (param i32) (result i32)
+                 (if (global.get $calls) (then (drop (call $level (i32.const 64))))) (i32.const 65536))"#),
         Row::new("modules/no_allocator", "Without an allocator a module is not loaded.")
             .plugin(Plugin::new("own").text(format!("(module {MODULE})")))
             .steps([])

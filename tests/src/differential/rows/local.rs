@@ -1,5 +1,6 @@
 //! Answers that a guest makes, and streams that it closes.
 
+use super::full;
 use crate::differential::{Row, Step};
 
 pub(super) fn rows() -> Vec<Row> {
@@ -69,6 +70,47 @@ pub(super) fn rows() -> Vec<Row> {
                 response_body#1: return 1
                 "#,
             ),
+        Row::new("local_response/from_callout_in_response", "From a callout's answer while the response's headers wait, it takes their place.")
+            .strict()
+            .script(
+                r#"
+                response_headers: proxy_http_call "callee" { ":method" "GET", ":path" "/ROW", ":authority" "callee" } "" { } 1000
+                response_headers: return 1
+                http_call_response: proxy_set_effective_context $context
+                http_call_response: proxy_send_local_response 502 "" "replaced" { "x-replaced" "1" } -1
+                "#,
+            )
+            .steps([Step::get().callee(200, &[], "no")]),
+        Row::new("local_response/request_trailers", "From the request's trailers, when everything else has gone.")
+            .script("request_trailers: proxy_send_local_response 403 \"\" \"denied\" { } -1\nrequest_trailers: return 1")
+            .steps([full()]),
+        Row::new("local_response/request_trailers_held", "The same while the headers wait: the upstream hears of nothing.")
+            .script(
+                r#"
+                request_headers: return 1
+                request_body: return 1
+                request_trailers: proxy_send_local_response 403 "" "denied" { } -1
+                request_trailers: return 1
+                "#,
+            )
+            .steps([full()])
+            .upstream(),
+        Row::new("local_response/response_trailers", "From the response's trailers it is too late.")
+            .script("response_trailers: proxy_send_local_response 502 \"\" \"late\" { } -1\nresponse_trailers: return 1")
+            .steps([full()]),
+        Row::new("local_response/in_done", "An answer when the context is done ends Envoy.")
+            .script("done: proxy_send_local_response 502 \"\" \"late\" { } -1")
+            .alone()
+            .deviates("an answer when the stream is over"),
+        Row::new("local_response/grpc_last", "The last status that gRPC has.")
+            .script("request_headers: proxy_send_local_response 403 \"\" \"no\" { } 16\nrequest_headers: return 1\nresponse_headers: proxy_get_header_map_pairs 2")
+            .steps([Step::default().method("POST").field("content-type", "application/grpc")]),
+        Row::new("local_response/grpc_beyond", "Statuses that gRPC does not have.")
+            .script("request_headers: proxy_send_local_response 403 \"\" \"no\" { } 17\nrequest_headers: return 1\nresponse_headers: proxy_get_header_map_pairs 2")
+            .steps([Step::default().method("POST").field("content-type", "application/grpc")]),
+        Row::new("local_response/grpc_below", "The same below.")
+            .script("request_headers: proxy_send_local_response 403 \"\" \"no\" { } -7\nrequest_headers: return 1\nresponse_headers: proxy_get_header_map_pairs 2")
+            .steps([Step::default().method("POST").field("content-type", "application/grpc")]),
         Row::new("local_response/response_body_held", "Unless the response's headers are still held.")
             .script(
                 r#"

@@ -83,6 +83,16 @@ const REPEATED: [&str; 73] = [
     "x-amzn-trace-id",
 ];
 
+/// Sets a response's map to so many lines and a status, asks for its size, and makes it small again for the client.
+fn many_lines(id: &str, shows: &'static str, lines: usize) -> Row {
+    let lines = "\"x\" \"1\", ".repeat(lines);
+    Row::new(id, shows).script(format!(
+        "-response_headers: proxy_set_header_map_pairs 2 {{ \":status\" \"202\", {lines} }}\n\
+         response_headers: proxy_get_header_map_size 2\n\
+         response_headers: proxy_set_header_map_pairs 2 {{ \":status\" \"203\" }}"
+    ))
+}
+
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = vec![
         Row::new("maps/value_absent", "A field that is not there is NOT_FOUND, and nothing is written.")
@@ -277,6 +287,9 @@ pub(super) fn rows() -> Vec<Row> {
                 response_headers: proxy_set_header_map_pairs 2 { ":status" "202" }
                 "#,
             )
+            .deviates("map that cannot be decoded"),
+        many_lines("maps/set_pairs_1024", "A map has up to 1024 lines, pseudo-headers among them.", 1023),
+        many_lines("maps/set_pairs_1025", "One more, and it counts as empty.", 1024)
             .deviates("map that cannot be decoded"),
         Row::new("maps/field_crlf", "A value with a line break.")
             .script(

@@ -1,9 +1,115 @@
 //! Shared data, queues, metrics, ticks: what outlives a stream.
 
-use crate::differential::{Row, Step};
+use serde_json::json;
+
+use crate::differential::{Plugin, Row, Step};
+
+/// Two plugins in VMs of their own. With one `vm_id` the VMs differ in their configuration.
+fn two_vms(id: &str, shows: &'static str, vm_ids: [&str; 2], configurations: [&str; 2]) -> Row {
+    let plugin = |name: &'static str, index: usize| {
+        Plugin::new(name)
+            .configuration(&format!("name: {name}\n{}", configurations[index]))
+            .settings(json!({ "vm_id": vm_ids[index], "vm_configuration": format!("# {name}") }))
+    };
+    Row::new(id, shows).plugin(plugin("one", 0)).plugin(plugin("two", 1))
+}
 
 pub(super) fn rows() -> Vec<Row> {
     vec![
+        two_vms(
+            "shared_data/same_vm_id",
+            "VMs of one vm_id share their data, also those that differ in their VM configuration.",
+            ["shared-data-same"; 2],
+            [""; 2],
+        )
+        .script(
+            r#"
+            one/request_headers: proxy_set_shared_data "shared" "by one" 0
+            two/request_headers: proxy_get_shared_data "shared" =value
+            two/request_headers: proxy_set_shared_data "shared" "by two" 0
+            one/response_headers: proxy_get_shared_data "shared"
+            "#,
+        ),
+        two_vms(
+            "shared_data/other_vm_id",
+            "Those of another vm_id do not.",
+            ["shared-data-one", "shared-data-two"],
+            [""; 2],
+        )
+        .script(
+            r#"
+            one/request_headers: proxy_set_shared_data "apart" "by one" 0
+            two/request_headers: proxy_get_shared_data "apart"
+            two/request_headers: proxy_set_shared_data "apart" "by two" 77
+            "#,
+        ),
+        two_vms(
+            "queues/across_vms",
+            "A queue of another vm_id is found by both names; who registered it is told of what others put in.",
+            ["queues-one", "queues-two"],
+            [
+                r#"
+                row: queues/across_vms
+                configure: proxy_register_shared_queue "row-across" =queue
+                queue_ready: proxy_dequeue_shared_queue $queue
+                queue_ready: proxy_get_log_level
+                "#,
+                "",
+            ],
+        )
+        .with_root()
+        .script(
+            r#"
+            two/request_headers: proxy_resolve_shared_queue "" "row-across"
+            two/request_headers: proxy_resolve_shared_queue "queues-one" "row-across" =found
+            two/request_headers: proxy_enqueue_shared_queue $found "from another VM"
+            "#,
+        )
+        .until("proxy_get_log_level"),
+        two_vms(
+            "queues/registered_elsewhere",
+            "Whoever registers a queue last is told, in another VM of the vm_id, too; what is in it stays.",
+            ["queues-moved"; 2],
+            [
+                r#"
+                configure: proxy_register_shared_queue "row-moved"
+                "#,
+                r#"
+                row: queues/registered_elsewhere
+                queue_ready: proxy_dequeue_shared_queue $queue
+                queue_ready: proxy_dequeue_shared_queue $queue
+                queue_ready: proxy_dequeue_shared_queue $queue
+                queue_ready: proxy_get_log_level
+                "#,
+            ],
+        )
+        .with_root()
+        .script(
+            r#"
+            one/request_headers: proxy_resolve_shared_queue "" "row-moved" =queue
+            one/request_headers: proxy_enqueue_shared_queue $queue "put in before"
+            two/request_headers: proxy_register_shared_queue "row-moved" =queue
+            two/request_headers: proxy_enqueue_shared_queue $queue "told to two"
+            "#,
+        )
+        .until("proxy_get_log_level"),
+        two_vms(
+            "metrics/across_vms",
+            "Metrics of one name are one, whoever defines them.",
+            ["metrics-one", "metrics-two"],
+            [""; 2],
+        )
+        .script(
+            r#"
+            -one/request_headers: proxy_define_metric 0 "row_of_two" =id
+            one/request_headers: proxy_increment_metric $id 2
+            -two/request_headers: proxy_define_metric 0 "row_of_two" =id
+            two/request_headers: proxy_increment_metric $id 3
+            two/request_headers: proxy_get_metric $id
+            one/response_headers: proxy_get_metric $id
+            "#,
+        )
+        .metric("row_of_two"),
         Row::new("shared_data/absent", "A key that was never set is NOT_FOUND.")
             .script("request_headers: proxy_get_shared_data \"row-absent\""),
         Row::new("shared_data/set_and_get", "A value is what was set; its compare-and-swap number is not 0.")
@@ -11,6 +117,7 @@ pub(super) fn rows() -> Vec<Row> {
                 r#"
             request_headers: proxy_set_shared_data "row-set" "one" 0
             request_headers: proxy_set_shared_data "row-set" "two" 0
+            request_headers: proxy_get_shared_data "row-set"
             request_headers: proxy_set_shared_data "row-set" "" 0
             "#,
             )
@@ -18,8 +125,7 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("shared_data/empty", "An empty value is a value: nothing deletes a key.").script(
             r#"
             request_headers: proxy_set_shared_data "row-empty" "" 0
-            -request_headers: proxy_get_shared_data "row-empty" =value
-            request_headers: proxy_set_shared_data "row-empty-2" $value 0
+            request_headers: proxy_get_shared_data "row-empty"
             "#,
         ),
         Row::new(
@@ -30,8 +136,7 @@ pub(super) fn rows() -> Vec<Row> {
             r#"
             request_headers: proxy_set_shared_data "row-cas" "one" 0
             request_headers: proxy_set_shared_data "row-cas" "two" 4294967295
-            -request_headers: proxy_get_shared_data "row-cas" =value
-            request_headers: proxy_log 2 $value
+            request_headers: proxy_get_shared_data "row-cas"
             "#,
         ),
         Row::new("shared_data/cas_absent", "For a key that is not there any number will do.")
@@ -51,7 +156,7 @@ pub(super) fn rows() -> Vec<Row> {
         ),
         Row::new("queues/in_order", "What goes in first comes out first; an empty queue is EMPTY.").script(
             r#"
-            -request_headers: proxy_register_shared_queue "row-order" =queue
+            request_headers: proxy_register_shared_queue "row-order" =queue
             request_headers: proxy_enqueue_shared_queue $queue "one"
             request_headers: proxy_enqueue_shared_queue $queue ""
             request_headers: proxy_enqueue_shared_queue $queue "three"
@@ -63,14 +168,14 @@ pub(super) fn rows() -> Vec<Row> {
         ),
         Row::new("queues/registered_twice", "Registering again gives the same queue, with what is in it.").script(
             r#"
-            -request_headers: proxy_register_shared_queue "row-twice" =queue
+            request_headers: proxy_register_shared_queue "row-twice" =queue
             request_headers: proxy_enqueue_shared_queue $queue "kept"
-            -request_headers: proxy_register_shared_queue "row-twice" =again
+            request_headers: proxy_register_shared_queue "row-twice" =again
             request_headers: proxy_dequeue_shared_queue $again
-            -request_headers: proxy_resolve_shared_queue "calls" "row-twice" =resolved
+            request_headers: proxy_resolve_shared_queue "calls" "row-twice" =resolved
             request_headers: proxy_enqueue_shared_queue $resolved "more"
             request_headers: proxy_dequeue_shared_queue $queue
-            -request_headers: proxy_resolve_shared_queue "" "row-twice" =own
+            request_headers: proxy_resolve_shared_queue "" "row-twice" =own
             request_headers: proxy_dequeue_shared_queue $own
             "#,
         ),
@@ -84,16 +189,17 @@ pub(super) fn rows() -> Vec<Row> {
                 configure: proxy_register_shared_queue "row-ready" =queue
                 queue_ready: proxy_dequeue_shared_queue $queue
                 queue_ready: proxy_dequeue_shared_queue $queue
+                queue_ready#2: proxy_get_log_level
                 "#,
         )
         .steps([Step::get().script(
             r#"
-                -request_headers: proxy_resolve_shared_queue "" "row-ready" =found
+                request_headers: proxy_resolve_shared_queue "" "row-ready" =found
                 request_headers: proxy_enqueue_shared_queue $found "one"
                 request_headers: proxy_enqueue_shared_queue $found "two"
                 "#,
         )])
-        .until("queue_ready"),
+        .until("proxy_get_log_level"),
         Row::new("metrics/types", "There are counters, gauges and histograms; ids tell them apart.").root(
             r#"
                 row: metrics/types
