@@ -16,9 +16,13 @@ mod sources;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
-use deno_core::ExtensionFileSource;
 use deno_core::snapshot::{CreateSnapshotOptions, create_snapshot};
+use deno_core::{ExtensionFileSource, JsRuntimeForSnapshot};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::bridge::{BodyLimits, Bridge, Exchange};
 
 /// Of deno_fetch: what describes requests and responses, not what sends them.
 const FETCH_SCRIPTS: [&str; 5] = ["20_headers.js", "21_formdata.js", "22_body.js", "23_request.js", "23_response.js"];
@@ -61,7 +65,7 @@ fn main() {
             skip_op_registration: false,
             extensions,
             extension_transpiler: None,
-            with_runtime_cb: None,
+            with_runtime_cb: Some(Box::new(rehearse)),
         },
         None,
     )
@@ -70,4 +74,53 @@ fn main() {
     let folder = Path::new(&folder);
     std::fs::write(folder.join("operator.snapshot"), snapshot.output).expect("the snapshot is written");
     std::fs::write(folder.join("operator.sources"), sources::DIGEST.to_le_bytes()).expect("the digest is written");
+}
+
+/// Two requests of the usual kind, before there is an operator. V8 compiles a function when it is first called and keeps what it
+/// compiled in the snapshot, so that no operator's first request waits for that.
+const REHEARSAL: &str = r#"
+const { adopt, dispatch, prepare } = globalThis.__portcullis;
+prepare(["NAME", "value"], [], false, false);
+adopt({
+  async fetch(request, env, ctx) {
+    const url = new URL(request.url);
+    const sent = request.method === "POST" ? await request.json() : request.headers.get("accept");
+    const headers = new Headers({ "x-request-id": String(ctx.requestId) });
+    if (url.searchParams.get("as") === "text") return new Response("text", { status: 201, headers });
+    return Response.json({ path: url.pathname, sent, env }, { headers });
+  },
+});
+dispatch(1, "GET", "http://api.example.com/?as=text", null, null);
+dispatch(2, "POST", "http://api.example.com/path", "id", new TextEncoder().encode("{}"));
+"#;
+
+fn rehearse(runtime: &mut JsRuntimeForSnapshot) {
+    let (closed, _closings) = mpsc::unbounded_channel();
+    let mut bridge = Bridge::new(BodyLimits { request: u64::MAX, response: u64::MAX }, closed);
+    let answers = [(); 2].map(|()| {
+        let (answer, answered) = oneshot::channel();
+        let id = bridge.new_id();
+        let mut fields = http::HeaderMap::new();
+        fields.insert(http::header::ACCEPT, http::HeaderValue::from_static("*/*"));
+        bridge.begin(id, Exchange { fields, answer, uploads: false });
+        answered
+    });
+    {
+        let state = runtime.op_state();
+        let mut state = state.borrow_mut();
+        state.put(Rc::new(RefCell::new(bridge)));
+        state.put(ops::Log(Box::new(|text| panic!("the rehearsal failed: {text}"))));
+    }
+    runtime.execute_script("rehearsal", REHEARSAL).unwrap_or_else(|error| panic!("the rehearsal failed: {error}"));
+    {
+        deno_core::scope!(scope, runtime);
+        scope.perform_microtask_checkpoint();
+        // Of no request, what comes later.
+        let nobody = deno_core::v8::undefined(scope).into();
+        scope.set_continuation_preserved_embedder_data(nobody);
+    }
+    for (mut answered, status) in answers.into_iter().zip([201, 200]) {
+        let response = answered.try_recv().expect("the rehearsal's requests are answered");
+        assert_eq!(response.status(), status, "the rehearsal's answers are as they should be");
+    }
 }

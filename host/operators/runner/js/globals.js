@@ -251,8 +251,11 @@ function seal() {
     }
   }
   const { WebAssembly } = globalThis;
-  define(WebAssembly, "compileStreaming", fromResponse(WebAssembly.compile), false);
-  define(WebAssembly, "instantiateStreaming", fromResponse(WebAssembly.instantiate), false);
+  // Not there without a compiler (`interpreter_only`).
+  if (WebAssembly !== undefined) {
+    define(WebAssembly, "compileStreaming", fromResponse(WebAssembly.compile), false);
+    define(WebAssembly, "instantiateStreaming", fromResponse(WebAssembly.instantiate), false);
+  }
   keepCall();
   performance.setTimeOrigin();
   const names = ReflectOwnKeys(globalThis);

@@ -4,7 +4,8 @@
 //! What is not in `ops.txt` does not exist in an isolate, or throws.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock};
 
 use deno_core::{Extension, ExtensionFileSource, OpDecl};
 use deno_web::{BlobStore, InMemoryBroadcastChannel};
@@ -14,9 +15,11 @@ use crate::ops;
 /// Every operation that an isolate can reach, with its reason.
 pub(crate) const OPS: &str = include_str!("../ops.txt");
 
-/// Whether an isolate may reach an operation.
+/// Whether an isolate may reach an operation. Asked several hundred times for each isolate.
 pub(crate) fn is_listed(name: &str) -> bool {
-    OPS.lines().filter_map(|line| line.split_whitespace().next()).any(|listed| listed == name)
+    static LISTED: LazyLock<HashSet<&str>> =
+        LazyLock::new(|| OPS.lines().filter_map(|line| line.split_whitespace().next()).collect());
+    LISTED.contains(name)
 }
 
 /// All extensions in their order. Scripts belong into a snapshot only; `take_scripts` gets them there.

@@ -146,6 +146,16 @@ fn code_of_strings_works_where_it_was_granted_and_imports_nothing_then_either() 
 }
 
 #[test]
+fn without_a_compiler_everything_but_webassembly_is_there() {
+    block_on(async {
+        let code = "export default { async fetch() { const end = performance.now() + 20; let n = 0; while (performance.now() < end) n++; return Response.json([typeof WebAssembly, /(a|b)+c/.test('abac'), (await crypto.subtle.digest('SHA-256', new Uint8Array(1))).byteLength]); } };";
+        let options = Options { arguments: vec!["--interpreter-only"], ..Options::default() };
+        let engine = Engine::with(code, &options).await;
+        assert_eq!(engine.text("/").await, r#"["undefined",true,32]"#);
+    });
+}
+
+#[test]
 fn the_list_of_operations_is_printed_with_reasons() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis-operator")).arg("--ops").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
