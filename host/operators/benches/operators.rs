@@ -1,7 +1,7 @@
 //! Operators beside a bare, unconfined `deno serve` of the same handler, in one run.
 //!
 //! `cargo build --release --bins && cargo bench --bench operators`; what is compared alternates, so that a busy machine is
-//! equally busy for all, and the ratios say more than the times. Arguments choose parts: `start`, `load`, `many`.
+//! equally busy for all, and the ratios say more than the times. Arguments choose parts: `start`, `load`, `many`, `loop`.
 #![allow(missing_docs, reason = "a program")]
 
 use std::net::SocketAddr;
@@ -42,6 +42,10 @@ const ROUNDS: usize = 15;
 const LOAD_ROUNDS: usize = 5;
 const LOAD: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 16;
+/// The CPU time that a request has before its loop must be ended.
+const LOOP_LIMIT: Duration = Duration::from_millis(200);
+const LOOPS: &str =
+    "export default { fetch(request) { if (request.url.endsWith('/loop')) for (;;); return new Response('ok'); } };";
 
 struct Bare {
     child: Child,
@@ -285,6 +289,16 @@ fn pss_kibibytes(pid: i32) -> f64 {
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(f64::NAN)
 }
 
+/// CPU time that a process's threads have used.
+fn cpu_milliseconds(pid: i32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e6
+}
+
 /// Clock ticks (10 ms) that a process has used.
 fn ticks(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -300,9 +314,14 @@ async fn pids(host: &Operators) -> Vec<i32> {
 /// One row of a table: the middle of several values, and how it compares.
 #[expect(clippy::print_stdout, reason = "a program")]
 fn row(name: &str, values: &mut [f64], base: f64) {
+    println!("{}  {:5.2}x bare", spread(name, values), median(values) / base);
+}
+
+/// The middle of several values, and the ends.
+fn spread(name: &str, values: &mut [f64]) -> String {
     let middle = median(values);
     let (least, most) = (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0));
-    println!("{name:<44} median {middle:9.2}  min {least:9.2}  max {most:9.2}  {:5.2}x bare", middle / base);
+    format!("{name:<44} median {middle:9.2}  min {least:9.2}  max {most:9.2}")
 }
 
 #[expect(clippy::print_stdout, reason = "a program")]
@@ -337,8 +356,16 @@ fn main() {
         requests_per_second(&runtime, path, &deno, &engines);
     }
     if wanted("many") {
+        let mut base = None;
         for (name, engine) in &engines {
-            ten_at_once(&runtime, path, name, engine);
+            let mean = ten_at_once(&runtime, path, name, engine);
+            println!("{name}: {:.2}x of deno", mean / *base.get_or_insert(mean));
+        }
+    }
+    if wanted("loop") {
+        println!("\n# a loop under a limit of {LOOP_LIMIT:?} of CPU time, {ROUNDS} rounds, ms");
+        for (name, engine) in &engines {
+            loops(&runtime, path, name, engine);
         }
     }
     println!("\nload of the machine: {}", load_average());
@@ -484,6 +511,14 @@ fn requests_per_second(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(
         for ((name, _), rates) in targets.iter().zip(&mut rates) {
             row(name, rates, bare_rate);
         }
+        // The same way to either engine, where there are both.
+        for (at, (name, _)) in targets.iter().enumerate() {
+            let Some(way) = name.strip_prefix("runner") else { continue };
+            let on_deno = targets.iter().position(|(other, _)| other.strip_prefix("deno") == Some(way));
+            if let (Some(runner), Some(deno)) = (rates.get(at), on_deno.and_then(|deno| rates.get(deno))) {
+                println!("{name:<44} {:.2}x of deno", median(&mut runner.clone()) / median(&mut deno.clone()));
+            }
+        }
     }
     for of in &all {
         runtime.block_on(of.host.stop());
@@ -508,8 +543,64 @@ fn serve_on_socket(host: &Operators, folder: PathBuf) -> PathBuf {
     socket
 }
 
+/// How long after its limit a loop is answered, how long the next request takes then, and whether in the same process.
 #[expect(clippy::print_stdout, reason = "a program")]
-fn ten_at_once(runtime: &Runtime, path: &Path, name: &str, engine: &Arc<dyn Engine>) {
+fn loops(runtime: &Runtime, path: &Path, name: &str, engine: &Arc<dyn Engine>) {
+    let settings = settings(path, 1);
+    let folder = path.join("loops");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("main.js"), LOOPS).expect("a file");
+    let host = Operators::start(settings.clone(), Arc::clone(engine)).expect("a host");
+    let mut config = OperatorConfig::new("main.js");
+    config.limits.cpu = LOOP_LIMIT;
+    let operator = config.compile("loops", &folder, &settings).expect("a configuration");
+    let get = async |path: &str| {
+        let request = Request::get(format!("http://api.example.com{path}")).body(Full::<Bytes>::default());
+        let started = Instant::now();
+        let answer = host.call("loops", request.expect("a request")).await;
+        if let Ok(answer) = answer {
+            answer.into_body().collect().await.expect("a body");
+            return (Ok(()), milliseconds(started.elapsed()));
+        }
+        (Err(()), milliseconds(started.elapsed()))
+    };
+    runtime.block_on(async {
+        host.apply(vec![operator]).await.expect("it is served");
+        let (mut late, mut beyond, mut next, mut processes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for _ in 0..ROUNDS {
+            assert!(get("/").await.0.is_ok());
+            let before = pids(&host).await;
+            let used = || before.iter().map(|pid| cpu_milliseconds(*pid)).sum::<f64>();
+            let used_before = used();
+            let (answered, took) = get("/loop").await;
+            let used = used() - used_before;
+            assert!(answered.is_err(), "a loop has no answer");
+            late.push(took - milliseconds(LOOP_LIMIT));
+            // None of a process that is gone.
+            if used > 0.0 {
+                beyond.push(used - milliseconds(LOOP_LIMIT));
+            }
+            // A process that must be started again may be paused for; whoever asks then is refused.
+            let started = Instant::now();
+            while get("/").await.0.is_err() {}
+            next.push(milliseconds(started.elapsed()));
+            if pids(&host).await != before {
+                processes += 1;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        // On a busy machine a loop needs longer to use its CPU time.
+        println!("{}", spread(&format!("{name}: answered so long after its limit"), &mut late));
+        println!("{}", spread(&format!("{name}: CPU time beyond its limit"), &mut beyond));
+        println!("{}", spread(&format!("{name}: the next request"), &mut next));
+        println!("{name}: {processes} new processes");
+        host.stop().await;
+    });
+}
+
+/// Returns their mean proportional set size.
+#[expect(clippy::print_stdout, reason = "a program")]
+fn ten_at_once(runtime: &Runtime, path: &Path, name: &str, engine: &Arc<dyn Engine>) -> f64 {
     println!("\n# ten operators at once on {name}");
     let settings = settings(path, 0);
     let host = Operators::start(settings.clone(), Arc::clone(engine)).expect("a host");
@@ -532,5 +623,6 @@ fn ten_at_once(runtime: &Runtime, path: &Path, name: &str, engine: &Arc<dyn Engi
         let after: u64 = pids.iter().map(|pid| ticks(*pid)).sum();
         println!("CPU of all ten, idle for 5 s: {} ticks of 10 ms", after - before);
         host.stop().await;
-    });
+        mean
+    })
 }

@@ -37,7 +37,19 @@ on_each_engine! {
     async a_pinned_operator_has_its_cpu_to_itself;
     async a_process_is_in_a_control_group_of_its_own_if_it_says_so;
     async a_response_streams_as_it_is_made;
+    async an_operator_runs_without_a_compiler;
     sync workers_with_runtimes_of_their_own_share_one_host;
+}
+
+async fn an_operator_runs_without_a_compiler(engine: Kind) {
+    let host = Host::new(engine);
+    let code = "export default { fetch() { return Response.json([typeof WebAssembly, /(a|b)+c/.test('abac')]); } };";
+    host.serve(vec![host.operator("slow", code, |config| config.interpreter_only = true)]).await;
+    assert_eq!(host.text("slow", "/").await, r#"["undefined",true]"#);
+    let pids = host.pids("slow").await;
+    // No page of it can be written and executed.
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", pids[0])).unwrap();
+    assert!(maps.contains("r-xp") && !maps.contains("rwxp"), "{maps}");
 }
 
 const HELLO: &str =
