@@ -223,7 +223,8 @@ pub enum ModuleError {
     },
     /// The bytes are no WebAssembly module this host can run.
     #[error(
-        "not a WebAssembly module this host can run: {0:#}\n  hint: build it for `wasm32-wasip1` (a core module, not a component)"
+        "not a WebAssembly module this host can run: {}\n  hint: build it for `wasm32-wasip1` (a core module, not a component)",
+        in_one_line(.0)
     )]
     Invalid(wasmtime::Error),
     /// None of the marks of Proxy-Wasm is exported.
@@ -284,6 +285,11 @@ pub struct Callbacks {
     pub http: bool,
     /// TCP connections.
     pub tcp: bool,
+}
+
+/// The parser shows bytes as lists, a line each.
+fn in_one_line(error: &wasmtime::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl ModuleError {

@@ -370,6 +370,72 @@ fn a_built_module_is_found_from_inside_the_filters_folder() {
         assert!(said.starts_with("ok      harness::a-guard  "), "{said}");
     }
     check(&folder, &["trace", "scenarios/a.yaml"], 0);
+    // Until somebody changes what it was built from.
+    std::fs::create_dir(folder.join("src")).expect("a folder");
+    std::fs::write(folder.join("Cargo.toml"), "[package]").expect("a file");
+    let said = check(&folder, &["test"], 0);
+    let warning =
+        "warning: a-guard: `Cargo.toml` was changed after the module was built, so this tests what it was before\n";
+    assert!(said.contains(warning), "{said}");
+}
+
+#[test]
+fn a_mistake_in_a_scenario_says_where_it_is_what_is_wrong_and_what_to_do() {
+    let filter = Filter::new();
+    let name = filter.name();
+    for (text, said) in [
+        ("", "scenarios/a.yaml:1:1: there is nothing in it\n"),
+        (
+            "name: a\n wasm: b\n",
+            "scenarios/a.yaml:2:6: mapping values are not allowed in this context\n          hint: keys of one mapping begin",
+        ),
+        (
+            "name: a\nrequst: {}\n",
+            "scenarios/a.yaml:2:1: unknown key `requst`\n          hint: did you mean `request`?",
+        ),
+        (
+            "name: a\nrequest: { path: /, fields: { x: y } }\n",
+            "scenarios/a.yaml:2:29: request.fields: a list is expected here\n          hint: write `[a, b]`",
+        ),
+        (
+            "name: a\nrequest: { path: / }\nexpect: { response: { status: two } }\n",
+            "scenarios/a.yaml:3:31: expect.response.status: a whole number is expected here\n",
+        ),
+        (
+            "name: a\nwasm: ../nope.wasm\nrequest: { path: / }\nexpect: { upstream: not_called }\n",
+            "scenarios/../nope.wasm: cannot be read: there is no such file\n          hint: build it first",
+        ),
+        (
+            "name: a\nconfig: nope.json\nrequest: { path: / }\nexpect: { upstream: not_called }\n",
+            "scenarios/a.yaml: config: `nope.json` cannot be read: there is no such file\n          hint: paths are relative",
+        ),
+    ] {
+        std::fs::write(filter.path().join("scenarios/a.yaml"), text).expect("a file");
+        let shown = check(filter.path(), &["test"], 1);
+        assert!(shown.starts_with(&format!("FAILED  harness::{name}  a")), "{shown}");
+        assert!(shown.contains(&format!("\n        {said}")), "no `{said}` in\n{shown}");
+    }
+    // Nothing ran, so nothing failed either.
+    let shown = check(filter.path(), &["test", "nowhere"], 2);
+    assert_eq!(shown, "error: nowhere: there is no such file or folder\n\n0 passed, 0 failed, 1 error\n");
+    let output = run(filter.path(), &["trace", "scenarios"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "error: scenarios: cannot be read: it is a directory\n  hint: name one file\n");
+}
+
+#[test]
+fn without_envoy_its_scenarios_do_not_run_and_the_way_to_get_it_is_said() {
+    let filter = Filter::new();
+    filter.scenario("a.yaml", DENIED);
+    let mut command = portcullis(filter.path(), &["test", "--host", "envoy"]);
+    let output = command.env("PORTCULLIS_ENVOY", "/nowhere/envoy").output().expect("to run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(
+        said,
+        "error: Envoy is missing: `PORTCULLIS_ENVOY` names `/nowhere/envoy`, which is not a file\n  hint: run `cargo xtask setup`, or \
+         correct the variable\n"
+    );
 }
 
 #[test]

@@ -22,6 +22,11 @@ use crate::yaml::reason;
 /// A guest that never returns ends after this much real time; far more than any callback needs on a busy machine.
 const CALLBACK_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// How an author gets the module that is missing.
+pub(crate) const HOW_TO_BUILD: &str = "build it first: `cargo wasm` in a folder that `portcullis new` made, `cargo xtask \
+                                       build-filters` in a checkout of Portcullis, else `cargo build --release --target \
+                                       wasm32-wasip1`";
+
 /// Compiled modules kept for the next test that loads the same bytes.
 const COMPILED_MAX: usize = 32;
 
@@ -111,9 +116,10 @@ impl Guest {
         let wasm = std::fs::read(&found).map_err(|error| HarnessError::Unreadable {
             file: file.display().to_string(),
             problem: reason(&error),
-            hint: "build it first: `cargo xtask build-filters` for the filters of this repository, \
-                   `cargo build --release --target wasm32-wasip1` elsewhere"
-                .to_owned(),
+            hint: match error.kind() {
+                std::io::ErrorKind::NotFound => HOW_TO_BUILD.to_owned(),
+                _ => "name the `.wasm` file that the build made".to_owned(),
+            },
         })?;
         let name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         Guest::from_bytes(&name, &wasm).map_err(|error| match error {
@@ -135,6 +141,14 @@ impl Guest {
 
     /// Compiles a module that is in memory.
     pub fn from_bytes(name: &str, wasm: &[u8]) -> Result<Guest, HarnessError> {
+        if !wasm.starts_with(b"\0asm") {
+            return Err(HarnessError::Module {
+                file: name.to_owned(),
+                problem: "this is no WebAssembly module: it does not begin with `\\0asm`\n  hint: name the `.wasm` file that \
+                          the build made"
+                    .to_owned(),
+            });
+        }
         static COMPILED: Mutex<Vec<([u8; 32], Module)>> = Mutex::new(Vec::new());
         let hash: [u8; 32] = Sha256::digest(wasm).into();
         // Held while compiling: tests that start together wait for one compilation instead of each making its own.

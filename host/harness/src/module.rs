@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::filter::HOW_TO_BUILD;
+
 /// Finds the module of the filter called `name`, built in `folder` or in one above it. Of several the newest is taken.
 ///
 /// Looked for are `target/filters/NAME.wasm`, which `cargo xtask build-filters` makes, and what cargo itself makes of a
@@ -21,12 +23,38 @@ pub(crate) fn find_built(name: &str, folder: &Path) -> Result<PathBuf, (String, 
     newest.ok_or_else(|| {
         (
             format!("the filter `{name}` is not built: there is no `target/filters/{file}`, and cargo has made none"),
-            format!(
-                "run `cargo xtask build-filters {name}` in this repository, \
-                 `cargo build --release --target wasm32-wasip1` elsewhere"
-            ),
+            HOW_TO_BUILD.to_owned(),
         )
     })
+}
+
+/// Sources of the filter in `folder` that were changed after cargo built `module` from them; the first that is found.
+///
+/// Of modules that lie elsewhere nothing is known: they are copies, which tell when they were copied.
+pub(crate) fn newer_source(module: &Path, folder: &Path) -> Option<PathBuf> {
+    let profile = module.parent()?;
+    if !profile.parent()?.ends_with("target/wasm32-wasip1") {
+        return None;
+    }
+    let built = modified(module)?;
+    let mut folders = vec![folder.join("src")];
+    let mut sources = vec![folder.join("Cargo.toml")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(path),
+                _ if path.extension().is_some_and(|ending| ending == "rs") => sources.push(path),
+                _ => {}
+            }
+        }
+    }
+    sources.sort();
+    sources.into_iter().find(|source| modified(source).is_some_and(|changed| changed > built))
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    path.metadata().ok()?.modified().ok()
 }
 
 fn newest_in(target: &Path, name: &str) -> Option<PathBuf> {
@@ -34,7 +62,6 @@ fn newest_in(target: &Path, name: &str) -> Option<PathBuf> {
     let library = format!("{}.wasm", name.replace('-', "_"));
     let profiles = std::fs::read_dir(target.join("wasm32-wasip1")).into_iter().flatten().flatten();
     candidates.extend(profiles.map(|profile| profile.path().join(&library)));
-    let modified = |path: &Path| -> Option<SystemTime> { path.metadata().ok()?.modified().ok() };
     let built = candidates.into_iter().filter_map(|path| Some((modified(&path)?, path)));
     built.max_by_key(|(modified, _)| *modified).map(|(_, path)| path)
 }
@@ -62,5 +89,26 @@ mod tests {
         put("wasm32-wasip1/debug/my_guard.wasm", 15);
         assert_eq!(newest_in(&target, "my-guard"), Some(release));
         assert_eq!(newest_in(&target, "other"), None);
+    }
+
+    #[test]
+    fn a_source_that_was_changed_after_the_build_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |path: &str, seconds: u64| {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, b"").unwrap();
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+            path
+        };
+        let built = put("target/wasm32-wasip1/release/a.wasm", 20);
+        let copied = put("target/filters/a.wasm", 20);
+        put("src/lib.rs", 10);
+        put("src/notes.txt", 30);
+        assert_eq!(newer_source(&built, folder.path()), None);
+        let policy = put("src/parts/policy.rs", 30);
+        assert_eq!(newer_source(&built, folder.path()), Some(policy));
+        assert_eq!(newer_source(&copied, folder.path()), None);
     }
 }

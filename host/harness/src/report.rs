@@ -16,6 +16,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// Mistakes that kept the run from starting, such as a folder without scenarios.
     pub errors: Vec<String>,
+    /// What makes it doubtful that the run says what its reader wants to know.
+    pub warnings: Vec<String>,
 }
 
 /// What became of one scenario.
@@ -54,10 +56,9 @@ impl Report {
         self.outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Passed).count()
     }
 
-    /// How many failed, mistakes that kept the run from starting included.
+    /// How many failed.
     pub fn failed(&self) -> usize {
-        let failed = self.outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Failed(_))).count();
-        failed + self.errors.len()
+        self.outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Failed(_))).count()
     }
 
     /// How many are for other hosts.
@@ -65,15 +66,19 @@ impl Report {
         self.outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Elsewhere).count()
     }
 
-    /// Whether at least one scenario ran and none failed.
+    /// Whether at least one scenario ran, none failed, and nothing was in the way.
     pub fn is_success(&self) -> bool {
-        self.failed() == 0 && self.passed() > 0
+        self.errors.is_empty() && self.failed() == 0 && self.passed() > 0
     }
 
     /// Adds what another run came to.
     pub fn extend(&mut self, other: Report) {
         self.outcomes.extend(other.outcomes);
-        self.errors.extend(other.errors);
+        for (ours, others) in [(&mut self.errors, other.errors), (&mut self.warnings, other.warnings)] {
+            // Two hosts meet the same mistakes.
+            let new: Vec<String> = others.into_iter().filter(|text| !ours.contains(text)).collect();
+            ours.extend(new);
+        }
     }
 
     /// What stands below the lines of the scenarios: warnings, mistakes, and the count.
@@ -91,17 +96,24 @@ impl Report {
         for (lint, filters) in lints {
             let _ = writeln!(text, "warning: {}: {lint}", filters.join(", "));
         }
+        for warning in &self.warnings {
+            let _ = writeln!(text, "warning: {warning}");
+        }
         for error in &self.errors {
             let _ = writeln!(text, "error: {error}");
         }
         let _ = write!(text, "\n{} passed, {} failed", self.passed(), self.failed());
-        match self.elsewhere() {
-            0 => text.push('\n'),
+        match self.errors.len() {
+            0 => {}
+            1 => text.push_str(", 1 error"),
             count => {
-                let _ = writeln!(text, ", {count} for other hosts");
+                let _ = write!(text, ", {count} errors");
             }
         }
-        text
+        if self.elsewhere() > 0 {
+            let _ = write!(text, ", {} for other hosts", self.elsewhere());
+        }
+        text + "\n"
     }
 
     /// For CI systems: one test case a scenario, one suite a filter and host.
@@ -116,7 +128,7 @@ impl Report {
             text,
             "<testsuites name=\"portcullis test\" tests=\"{}\" failures=\"{}\" errors=\"{}\">",
             self.outcomes.len(),
-            self.failed() - self.errors.len(),
+            self.failed(),
             self.errors.len()
         );
         for ((host, filter), outcomes) in suites {
@@ -184,7 +196,7 @@ impl Report {
             .collect();
         json!({
             "passed": self.passed(), "failed": self.failed(), "elsewhere": self.elsewhere(),
-            "errors": self.errors, "scenarios": outcomes,
+            "errors": self.errors, "warnings": self.warnings, "scenarios": outcomes,
         })
     }
 }
@@ -203,7 +215,10 @@ impl fmt::Display for Outcome {
         }
         writeln!(f)?;
         if let Some(text) = text {
-            writeln!(f, "        {}", self.file.display())?;
+            let file = self.file.display().to_string();
+            if !text.starts_with(&file) {
+                writeln!(f, "        {file}")?;
+            }
             for line in text.lines() {
                 writeln!(f, "        {line}")?;
             }
@@ -261,6 +276,7 @@ mod tests {
                 outcome("other", Verdict::Elsewhere),
             ],
             errors: vec!["b: no scenario here".to_owned()],
+            warnings: vec!["the module is old".to_owned()],
         }
     }
 
@@ -270,7 +286,8 @@ mod tests {
             report().to_string(),
             "ok      harness::a  good\nFAILED  harness::a  bad & ugly\n        a/scenarios/b.yaml\n        \
              x: expected \"1\", got <2>\u{1}\n        more\n-       harness::a  other (for other hosts)\n\
-             warning: a: odd\nerror: b: no scenario here\n\n1 passed, 2 failed, 1 for other hosts\n"
+             warning: a: odd\nwarning: the module is old\nerror: b: no scenario here\n\n1 passed, 1 failed, 1 error, 1 for other \
+             hosts\n"
         );
         assert!(!report().is_success());
     }
@@ -294,7 +311,9 @@ mod tests {
     #[test]
     fn programs_get_json() {
         let json = report().json();
-        assert_eq!((&json["passed"], &json["failed"], &json["elsewhere"]), (&json!(1), &json!(2), &json!(1)));
+        assert_eq!((&json["passed"], &json["failed"], &json["elsewhere"]), (&json!(1), &json!(1), &json!(1)));
+        assert_eq!(json["errors"], json!(["b: no scenario here"]));
+        assert_eq!(json["warnings"], json!(["the module is old"]));
         assert_eq!(json["scenarios"][1]["verdict"], "failed");
         assert_eq!(json["scenarios"][0]["failure"], Value::Null);
     }

@@ -1,6 +1,6 @@
 //! Finds scenario files, runs each on a host, and judges what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use crate::expectation::describe;
 use crate::filter::{Filter, Guest, HarnessError};
 use crate::host::{Host, NOW_DEFAULT};
 use crate::message::Observed;
-use crate::module::find_built;
+use crate::module::{find_built, newer_source};
 use crate::report::{Outcome, Report, Verdict};
-use crate::scenario::{HostKind, Scenario, Step};
+use crate::scenario::{HostKind, Scenario, Step, filter_of};
 use crate::split::splits;
 use crate::trace::{Secrets, Trace};
 
@@ -92,6 +92,8 @@ pub fn run(
         Ok((scenario, _)) => Some((scenario.filter.clone(), scenario.configuration.clone())),
         Err(_) => None,
     });
+    let warnings: BTreeSet<String> = found.iter().filter_map(stale).collect();
+    report.warnings.extend(warnings);
     for found in found {
         let began = Instant::now();
         let (outcome, ran) = run_found(&found, runner, began);
@@ -101,6 +103,19 @@ pub fn run(
     }
     report.outcomes.sort_by(|a, b| a.file.cmp(&b.file));
     report
+}
+
+/// That a scenario's module is older than what it is built from, so that something else is tested than what the author sees.
+fn stale(found: &Found) -> Option<String> {
+    let (scenario, Ok(module)) = found.loaded.as_ref().ok()? else { return None };
+    let file = scenario.file.canonicalize().ok()?;
+    let folder = file.ancestors().find(|folder| folder.join("Cargo.toml").is_file())?;
+    let source = newer_source(module, folder)?;
+    let shown = source.strip_prefix(folder).unwrap_or(&source).display();
+    Some(format!(
+        "{}: `{shown}` was changed after the module was built, so this tests what it was before",
+        scenario.filter
+    ))
 }
 
 fn find(paths: &[PathBuf], options: &RunOptions, report: &mut Report) -> Vec<Found> {
@@ -133,7 +148,7 @@ fn find(paths: &[PathBuf], options: &RunOptions, report: &mut Report) -> Vec<Fou
 fn run_found(found: &Found, runner: &mut dyn Runner, began: Instant) -> (Outcome, Option<Ran>) {
     let mut outcome = Outcome {
         file: found.file.clone(),
-        filter: String::new(),
+        filter: filter_of(&found.file),
         name: found.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         host: runner.host(),
         verdict: Verdict::Elsewhere,
@@ -357,6 +372,11 @@ pub fn find_scenarios(path: &Path) -> Result<Vec<PathBuf>, String> {
     let inside = absolute.components().any(|part| part.as_os_str() == "scenarios");
     collect(path, inside, &mut files).map_err(|error| format!("{}: {error}", path.display()))?;
     files.sort();
+    if path == Path::new(".") {
+        for file in &mut files {
+            *file = file.strip_prefix(".").unwrap_or(file).to_owned();
+        }
+    }
     if files.is_empty() {
         return Err(format!(
             "{}: no scenario here\n  hint: scenarios are `.yaml` files in a folder called `scenarios`",

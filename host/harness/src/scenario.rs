@@ -337,7 +337,7 @@ fn refusal(document: &Document, file: &Path) -> Result<Option<Vec<String>>, File
 }
 
 /// `filters/jwt-auth/scenarios/a.yaml` belongs to `jwt-auth`.
-fn filter_of(file: &Path) -> String {
+pub(crate) fn filter_of(file: &Path) -> String {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let folder = file
         .ancestors()

@@ -65,6 +65,7 @@ pub(crate) fn read_text(file: &Path) -> Result<String, FileError> {
         let hint = match error.kind() {
             std::io::ErrorKind::NotFound => "paths are relative to the file that names them",
             std::io::ErrorKind::InvalidData => "the file must be UTF-8 text",
+            std::io::ErrorKind::IsADirectory => "name one file",
             _ => "",
         };
         FileError::at(file, "", format!("cannot be read: {}", reason(&error))).hint(hint)
@@ -125,14 +126,36 @@ fn explain(file: &Path, path: &str, error: &serde_saphyr::Error) -> FileError {
             let text = other.to_string();
             let text = text.lines().next().unwrap_or_default();
             let problem = text.split(" at line ").next().unwrap_or(text).trim_start_matches("error: ");
-            let problem = match problem {
-                "invalid u16" | "invalid u32" | "invalid u64" | "invalid usize" => "a whole number is expected here",
-                other => other,
-            };
-            (path.to_owned(), problem.to_owned(), String::new())
+            let (problem, hint) = in_our_words(problem);
+            (path.to_owned(), problem.to_owned(), hint.to_owned())
         }
     };
     FileError { file: file.to_owned(), position, path, problem, hint }
+}
+
+/// What the parser says, and what to do about it, for people who do not know its states.
+fn in_our_words(problem: &str) -> (&str, &str) {
+    const COLUMNS: &str = "keys of one mapping begin in the same column; text that contains `: ` or ` #`, or begins with one of `[]{}&*!|>'\"%@`, \
+                           stands in quotes";
+    match problem {
+        "invalid u16" | "invalid u32" | "invalid u64" | "invalid usize" => ("a whole number is expected here", ""),
+        "expected sequence start" => {
+            ("a list is expected here", "write `[a, b]`, or a line beginning with `- ` for each item")
+        }
+        "expected mapping start" => {
+            ("a mapping is expected here", "write `{ key: value }`, or a line `key: value` for each key")
+        }
+        "unexpected end of input" | "unexpected end of file" => ("there is nothing in it", ""),
+        syntax
+            if syntax.contains("mapping values are not allowed")
+                || syntax.contains("did not find expected")
+                || syntax.contains("simple key") =>
+        {
+            (syntax, COLUMNS)
+        }
+        syntax if syntax.starts_with("tabs disallowed") => (syntax, "indent with spaces"),
+        other => (other, ""),
+    }
 }
 
 /// An unknown key is reported at the mapping that holds it.
@@ -226,15 +249,27 @@ mod tests {
             "request: { method: GET, status: many }\n",
             "a.yaml:1:33: request.status: a whole number is expected here",
         );
+        check(
+            "list: 5\n",
+            "a.yaml:1:7: list: a list is expected here\n  hint: write `[a, b]`, or a line beginning with `- ` for each item",
+        );
+        check(
+            "request: [a]\n",
+            "a.yaml:1:10: request: a mapping is expected here\n  hint: write `{ key: value }`, or a line `key: value` for each key",
+        );
     }
 
     #[test]
     fn names_the_line_of_broken_yaml() {
         check(
             "request:\n  method: GET\n status: 5\n",
-            "a.yaml:3:2: while parsing a block mapping, did not find expected key",
+            "a.yaml:3:2: while parsing a block mapping, did not find expected key\n  hint: keys of one mapping begin in the same \
+             column; text that contains `: ` or ` #`, or begins with one of `[]{}&*!|>'\"%@`, stands in quotes",
         );
-        check("request:\n\tmethod: GET\n", "a.yaml:2:2: tabs disallowed within this context (block indentation)");
+        check(
+            "request:\n\tmethod: GET\n",
+            "a.yaml:2:2: tabs disallowed within this context (block indentation)\n  hint: indent with spaces",
+        );
         let error = parse::<Outer>(Path::new("a.yaml"), "request: { method: 'GET }\n").unwrap_err();
         assert_eq!(error.position.map(|(line, _)| line), Some(1), "{error}");
     }

@@ -346,12 +346,22 @@ fn a_file_that_is_no_filter_is_named() {
     let error = Guest::load("nowhere/x.wasm").err().unwrap().to_string();
     assert_eq!(
         error,
-        "nowhere/x.wasm: cannot be read: there is no such file\n  hint: build it first: \
-         `cargo xtask build-filters` for the filters of this repository, \
-         `cargo build --release --target wasm32-wasip1` elsewhere"
+        "nowhere/x.wasm: cannot be read: there is no such file\n  hint: build it first: `cargo wasm` in a folder that \
+         `portcullis new` made, `cargo xtask build-filters` in a checkout of Portcullis, else `cargo build --release --target \
+         wasm32-wasip1`"
     );
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.wasm");
+    std::fs::write(&file, "(module)").unwrap();
+    let error = Guest::load(&file).err().unwrap().to_string();
+    assert!(
+        error.contains("no WebAssembly module: it does not begin with `\\0asm`\n  hint: name the `.wasm` file"),
+        "{error}"
+    );
+    // The parser's own words, on one line.
+    std::fs::write(&file, b"\0asm\x09\0\0\0").unwrap();
+    let error = Guest::load(&file).err().unwrap().to_string();
+    assert!(error.contains("not a WebAssembly module this host can run: ") && error.lines().count() == 2, "{error}");
     std::fs::write(&file, wat::parse_str("(module)").unwrap()).unwrap();
     let error = Host::new().load(&file).start().err().unwrap();
     assert!(matches!(error, HarnessError::Module { .. }));
