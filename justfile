@@ -71,7 +71,7 @@ run CONFIG:
 # one benchmark: `hostcalls` (host and guest by themselves), `policy` (a decision, natively), `abi` (the same as a guest), `end_to_end`
 bench NAME *ARGS:
     cargo xtask build-filters
-    cargo build --release --bins
+    cargo build --release --bin portcullis
     cargo bench --bench {{ NAME }} -- {{ ARGS }}
 
 # renew what is made from the code: reference pages, schemas, Envoy examples

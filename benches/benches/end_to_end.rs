@@ -383,7 +383,7 @@ impl Servers {
         let native = native_filter(&configuration)?;
         let programs = Programs::with_portcullis(program);
         // A line per request would fill what is kept for when something fails.
-        let keep = |line: &str| !line.contains("request_id=");
+        let keep = |line: &str| !line.contains("/orders/1001");
         let ours = |policy: &Path| Server::start_with(&programs, HostKind::Standalone, policy, keep);
         let envoy = |policy: &Path, filter: Option<&Value>| {
             let edit = |text: String| filter.map_or(Ok(text.clone()), |filter| with_filter(&text, filter));
@@ -403,7 +403,9 @@ impl Servers {
 fn release() -> Result<PathBuf, String> {
     let here = std::env::current_exe().map_err(|error| error.to_string())?;
     let found = here.ancestors().skip(1).map(|folder| folder.join("portcullis")).find(|file| file.is_file());
-    found.ok_or_else(|| "the optimised program is not built\n  hint: run `cargo build --release --bins`".to_owned())
+    found.ok_or_else(|| {
+        "the optimised program is not built\n  hint: run `cargo build --release --bin portcullis`".to_owned()
+    })
 }
 
 /// Envoy's `jwt_authn` with the issuer, audience and keys that `jwt-auth` has here. It has no scopes and writes no identity.

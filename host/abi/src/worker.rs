@@ -479,8 +479,7 @@ impl Worker {
                 return;
             }
             stream.exchange.borrow_mut().request_bytes += bytes.len() as u64;
-            let first = stream.first(Direction::Request);
-            worker.deliver_body(id, stream, Direction::Request, first, bytes.into(), end_of_stream);
+            worker.begin_body(id, stream, Direction::Request, bytes, end_of_stream);
         });
     }
 
@@ -528,8 +527,7 @@ impl Worker {
             if stream.local.is_some() {
                 return;
             }
-            let first = stream.first(Direction::Response);
-            worker.deliver_body(id, stream, Direction::Response, first, bytes.into(), end_of_stream);
+            worker.begin_body(id, stream, Direction::Response, bytes, end_of_stream);
         });
     }
 

@@ -110,7 +110,8 @@ pub(crate) async fn serve(
         request_id: Rc::clone(&request_id),
         client,
     };
-    tokio::task::spawn_local(drive(journey, (!ended).then_some(body)));
+    // Behind a pointer: a task moves what it runs several times, and this has some kilobytes.
+    tokio::task::spawn_local(Box::pin(drive(journey, (!ended).then_some(body))));
 
     let released = poll_fn(|cx| exchange.response.poll_head(cx)).await.ok_or(StreamReset)?;
     respond(&released, &exchange, &head, &request_id, watch, in_flight)

@@ -122,6 +122,22 @@ impl Worker {
         self.deliver_headers(id, stream, direction, next, end);
     }
 
+    /// Body arrives from outside. Where no filter looks at it, it goes out as it came: what a guest may change has to be copied.
+    pub(super) fn begin_body(
+        &mut self,
+        id: StreamId,
+        stream: &mut Stream,
+        direction: Direction,
+        bytes: Bytes,
+        end: bool,
+    ) {
+        match stream.first(direction) {
+            Some(first) => self.deliver_body(id, stream, direction, Some(first), bytes.into(), end),
+            None if self.is_over(stream, direction) => {}
+            None => self.emit_body(id, stream, direction, bytes, end),
+        }
+    }
+
     /// Body arrives at a stage, or behind the last one.
     pub(super) fn deliver_body(
         &mut self,
@@ -136,7 +152,7 @@ impl Worker {
             return;
         }
         let Some(stage) = at else {
-            return self.emit_body(id, stream, direction, bytes, end);
+            return self.emit_body(id, stream, direction, bytes.freeze(), end);
         };
         let lane = stream.stages[stage].lane_mut(direction);
         lane.end_seen |= end;
@@ -411,7 +427,7 @@ impl Worker {
         id: StreamId,
         stream: &mut Stream,
         direction: Direction,
-        bytes: BytesMut,
+        bytes: Bytes,
         end: bool,
     ) {
         if *stream.sent(direction) != Sent::Headers {
@@ -423,7 +439,7 @@ impl Worker {
         if direction == Direction::Response {
             stream.exchange.borrow_mut().response_sent += bytes.len() as u64;
         }
-        self.emit(id, direction, Part::Body { bytes: bytes.freeze(), end_of_stream: end });
+        self.emit(id, direction, Part::Body { bytes, end_of_stream: end });
     }
 
     pub(super) fn emit_trailers(&mut self, id: StreamId, stream: &mut Stream, direction: Direction) {
