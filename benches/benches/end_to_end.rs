@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use portcullis_harness::{HostKind, SigningKey};
+use portcullis_tests::process::cpu_time;
 use portcullis_tests::server::Server;
 use portcullis_tests::{Programs, places};
 use serde_json::{Value, json};
@@ -175,7 +176,8 @@ async fn measure(plan: &Plan, asked: &Asked, requests: &Rc<Vec<Vec<u8>>>, work: 
         connections.push(stream);
     }
     let next = Rc::new(std::cell::Cell::new(0));
-    let before = process.map(cpu_time).transpose()?;
+    let cpu = |process| cpu_time(process, |_| true);
+    let before = process.map(cpu).transpose()?;
     let began = Instant::now();
     let local = tokio::task::LocalSet::new();
     let (expected, once, time) = (work.expected, work.once, plan.time);
@@ -188,7 +190,7 @@ async fn measure(plan: &Plan, asked: &Asked, requests: &Rc<Vec<Vec<u8>>>, work: 
         .collect();
     local.await;
     let took = began.elapsed();
-    let after = process.map(cpu_time).transpose()?;
+    let after = process.map(cpu).transpose()?;
     let mut times = Vec::new();
     for task in tasks {
         times.extend(task.await.map_err(|error| error.to_string())??);
@@ -253,19 +255,6 @@ fn complete(buffer: &[u8]) -> Result<Option<u16>, String> {
         return Err(format!("a response that is not understood here: `{}`", head.escape_debug()));
     };
     Ok((buffer.len() >= end + 4 + length).then_some(status))
-}
-
-/// CPU time of all threads of a process so far, in the kernel's own nanoseconds.
-fn cpu_time(process: u32) -> Result<Duration, String> {
-    let folder = PathBuf::from(format!("/proc/{process}/task"));
-    let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
-    let mut nanos = 0;
-    for thread in std::fs::read_dir(&folder).map_err(fail)? {
-        let file = thread.map_err(fail)?.path().join("schedstat");
-        let text = std::fs::read_to_string(&file).map_err(fail)?;
-        nanos += text.split(' ').next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(Duration::from_nanos(nanos))
 }
 
 // ---- what is shown

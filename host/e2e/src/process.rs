@@ -1,6 +1,7 @@
 //! A child process that ends with the test, and whose output is kept for when something fails.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -162,6 +163,29 @@ impl Process {
     fn child(&self) -> MutexGuard<'_, Child> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// CPU time that threads of a process have had so far, as the kernel counts it in nanoseconds; `which` is asked their names.
+pub fn cpu_time(process: u32, which: impl Fn(&str) -> bool) -> Result<Duration, String> {
+    let folder = PathBuf::from(format!("/proc/{process}/task"));
+    let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let mut nanos = 0;
+    for thread in std::fs::read_dir(&folder).map_err(fail)? {
+        let thread = thread.map_err(fail)?.path();
+        let read = |file: &str| std::fs::read_to_string(thread.join(file));
+        // A thread can end meanwhile; what it had is then lost, and was little.
+        let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else { continue };
+        if which(name.trim()) {
+            nanos += times.split(' ').next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    if nanos == 0 {
+        return Err(format!(
+            "{}: no thread of this name with a time\n  hint: a kernel with schedstat",
+            folder.display()
+        ));
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// Every child that runs now, for [`kill_all`].

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use portcullis_tests::places;
-use portcullis_tests::process::Process;
+use portcullis_tests::process::{Process, cpu_time};
 
 use crate::support::{Gate, QUICKLY, Settings, Site, attacker, guest};
 
@@ -48,6 +48,27 @@ fn whatever_a_guest_does_in_a_request_only_that_request_fails() {
     ] {
         crashes(&mut serve(&attacker(code)), log);
     }
+}
+
+/// Counted in the worker's CPU time, so that nothing else on the machine counts; the least of some tries, because on a busy machine the
+/// thread that watches gets its turn late, too.
+#[test]
+fn a_loop_takes_no_more_of_a_worker_than_its_time_and_fifty_milliseconds() {
+    let gate = serve(&attacker("(loop (br 0))"));
+    let taken =
+        || cpu_time(gate.server.id(), |thread| thread.starts_with("worker")).unwrap_or_else(|error| panic!("{error}"));
+    let tries = (0..5).map(|_| {
+        gate.wait_until("a fresh guest", |gate| gate.status("/guarded") == Some(200));
+        let before = taken();
+        assert_eq!(gate.ask("/guarded", &[("x-attack", "1")]).map(|response| response.status), Some(503));
+        taken() - before
+    });
+    let least = tries.min().expect("five tries");
+    assert!(
+        (Duration::from_millis(95)..Duration::from_millis(150)).contains(&least),
+        "{least:?}\n{}",
+        gate.server.log()
+    );
 }
 
 #[test]
