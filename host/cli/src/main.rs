@@ -73,11 +73,26 @@ enum Command {
     /// Confines one process with the engine that operators would run on, and looks from inside. Exits with 1 if operators
     /// would not start.
     Doctor(doctor::Arguments),
+    /// Print the JSON Schema of a file that people write, for editors that complete and check it.
+    Schema {
+        /// The file.
+        #[arg(value_enum)]
+        of: SchemaOf,
+    },
     /// Print a script that teaches a shell to complete this command's arguments.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// Files that have a schema.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum SchemaOf {
+    /// A filter's scenarios.
+    Scenario,
+    /// `portcullis.yaml`.
+    Policy,
 }
 
 /// The policy file, as an argument or an option.
@@ -120,6 +135,8 @@ fn main() -> ExitCode {
         Command::Manifests(command) => manifests::run(&command),
         Command::Operators(command) => operators::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Schema { of: SchemaOf::Scenario } => print(&format!("{:#}\n", portcullis_harness::json_schema())),
+        Command::Schema { of: SchemaOf::Policy } => print(&portcullis_config::reference::json_schema()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut script);

@@ -165,6 +165,37 @@ fn watch_runs_again_when_a_scenario_changes_or_appears() {
 }
 
 #[test]
+fn watch_runs_again_whichever_way_the_module_is_built() {
+    let filter = Filter::new();
+    let folder = filter.path().join("a-guard");
+    std::fs::create_dir_all(folder.join("scenarios")).expect("a folder");
+    std::fs::write(folder.join("scenarios/a.yaml"), DENIED).expect("a file");
+    std::fs::write(folder.join("Cargo.toml"), "[package]").expect("a file");
+    let wasm = std::fs::read(filter.path().join("guest.wasm")).expect("the module");
+    let child = portcullis(&folder, &["test", "--watch"]).stdout(Stdio::piped()).spawn().expect("to start");
+    let mut watching = Watching(child);
+    let mut lines = BufReader::new(watching.0.stdout.take().expect("standard output")).lines();
+    let mut wait_for = |what: &str| {
+        let found = lines.by_ref().map(|line| line.expect("a line")).any(|line| line.contains(what));
+        assert!(found, "it ended without `{what}`");
+    };
+    wait_for("the filter `a-guard` is not built");
+    wait_for("waiting for a change");
+    // Cargo makes folders first, and the module when it is done; folder by folder there may be a run in between.
+    for profile in ["release", "debug"] {
+        let built = folder.join("target/wasm32-wasip1").join(profile);
+        std::fs::create_dir_all(&built).expect("a folder");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::fs::write(built.join("a_guard.wasm"), &wasm).expect("a file");
+        wait_for("1 passed, 0 failed");
+        wait_for("waiting for a change");
+        std::fs::remove_file(built.join("a_guard.wasm")).expect("to remove");
+        wait_for("is not built");
+        wait_for("waiting for a change");
+    }
+}
+
+#[test]
 fn trace_shows_a_requests_way_through_a_module() {
     let filter = Filter::new();
     let arguments =
@@ -436,6 +467,16 @@ fn without_envoy_its_scenarios_do_not_run_and_the_way_to_get_it_is_said() {
         "error: Envoy is missing: `PORTCULLIS_ENVOY` names `/nowhere/envoy`, which is not a file\n  hint: run `cargo xtask setup`, or \
          correct the variable\n"
     );
+}
+
+#[test]
+fn editors_get_the_schemas_that_the_documentation_has() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (of, file) in [("scenario", "scenario.schema.json"), ("policy", "portcullis.schema.json")] {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(file);
+        let documented = std::fs::read_to_string(docs).expect("a schema");
+        assert_eq!(check(folder.path(), &["schema", of], 0), documented);
+    }
 }
 
 #[test]

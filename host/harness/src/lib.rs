@@ -4,16 +4,24 @@
 //! ([`Stream`]), plays its upstreams and its clock, and shows what came of it ([`Observed`]) and how ([`Trace`]). No sockets,
 //! no threads, no async; each test makes a host of its own, so tests run in parallel.
 //!
-//! ```no_run
-//! use portcullis_harness::{Host, for_every_split};
+//! ```
+//! use portcullis_harness::{Guest, Host, for_every_split};
 //!
+//! # let wasm = wat::parse_str(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest.wat")))?;
+//! // Of a filter that was built: `Guest::load("target/wasm32-wasip1/release/my_guard.wasm")?`, or `Guest::find("my-guard")?`.
+//! let guest = Guest::from_bytes("my-guard", &wasm)?;
 //! let host = Host::new();
-//! let filter = host.load("target/filters/my-filter.wasm").configuration(r#"{ "deny": "evil" }"#).start()?;
-//! for_every_split("an evil body", |pieces| {
-//!     filter.request("POST", "/").body_pieces(pieces).send().assert_local_response(403);
+//! let filter = host.load(guest).start()?;
+//!
+//! let seen = filter.get("/orders").field("x-deny", "1").send();
+//! seen.assert_local_response(403).assert_upstream_not_called();
+//! for_every_split("a body", |pieces| {
+//!     let seen = filter.request("POST", "/orders").body_pieces(pieces).send();
+//!     seen.assert_status(200).assert_upstream_field("x-seen", "1");
 //! });
+//! assert_eq!(seen.counters["denied"], 1);
 //! host.assert_no_lints();
-//! # Ok::<(), portcullis_harness::HarnessError>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! A scenario is a file: a plugin configuration, requests, and what must come of each. [`Scenario`] reads it,

@@ -1,5 +1,6 @@
 //! Where built modules lie.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,20 +13,34 @@ use crate::filter::HOW_TO_BUILD;
 /// looked at first, `CARGO_TARGET_DIR` another `target`. The error is a problem and a hint.
 pub(crate) fn find_built(name: &str, folder: &Path) -> Result<PathBuf, (String, String)> {
     let file = format!("{name}.wasm");
-    if let Some(filters) = std::env::var_os("PORTCULLIS_FILTERS").map(|filters| PathBuf::from(filters).join(&file))
-        && filters.is_file()
-    {
-        return Ok(filters);
+    if let Some(named) = in_named_folder(name).filter(|named| named.is_file()) {
+        return Ok(named);
     }
-    let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let above = folder.ancestors().map(|folder| folder.join("target"));
-    let newest = named.into_iter().chain(above).find_map(|target| newest_in(&target, name));
+    let newest = targets(folder).find_map(|target| newest_in(&target, name));
     newest.ok_or_else(|| {
         (
             format!("the filter `{name}` is not built: there is no `target/filters/{file}`, and cargo has made none"),
             HOW_TO_BUILD.to_owned(),
         )
     })
+}
+
+/// Where [`find_built`] would find a module once it is built.
+pub(crate) fn places(name: &str, folder: &Path) -> Vec<PathBuf> {
+    // Elsewhere nobody builds.
+    let is_one =
+        |target: &PathBuf| target.is_dir() || target.parent().is_some_and(|folder| folder.join("Cargo.toml").is_file());
+    let built = targets(folder).filter(is_one).flat_map(|target| candidates(&target, name));
+    in_named_folder(name).into_iter().chain(built).collect()
+}
+
+fn in_named_folder(name: &str) -> Option<PathBuf> {
+    std::env::var_os("PORTCULLIS_FILTERS").map(|folder| PathBuf::from(folder).join(format!("{name}.wasm")))
+}
+
+fn targets(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    named.into_iter().chain(folder.ancestors().map(|folder| folder.join("target")))
 }
 
 /// Sources of the filter in `folder` that were changed after cargo built `module` from them; the first that is found.
@@ -53,16 +68,22 @@ pub(crate) fn newer_source(module: &Path, folder: &Path) -> Option<PathBuf> {
     sources.into_iter().find(|source| modified(source).is_some_and(|changed| changed > built))
 }
 
+fn candidates(target: &Path, name: &str) -> Vec<PathBuf> {
+    let builds = target.join("wasm32-wasip1");
+    let mut profiles: BTreeSet<PathBuf> = ["debug", "release"].iter().map(|profile| builds.join(profile)).collect();
+    profiles.extend(std::fs::read_dir(&builds).into_iter().flatten().flatten().map(|profile| profile.path()));
+    let library = format!("{}.wasm", name.replace('-', "_"));
+    let mut candidates = vec![target.join("filters").join(format!("{name}.wasm"))];
+    candidates.extend(profiles.into_iter().map(|profile| profile.join(&library)));
+    candidates
+}
+
 fn modified(path: &Path) -> Option<SystemTime> {
     path.metadata().ok()?.modified().ok()
 }
 
 fn newest_in(target: &Path, name: &str) -> Option<PathBuf> {
-    let mut candidates = vec![target.join("filters").join(format!("{name}.wasm"))];
-    let library = format!("{}.wasm", name.replace('-', "_"));
-    let profiles = std::fs::read_dir(target.join("wasm32-wasip1")).into_iter().flatten().flatten();
-    candidates.extend(profiles.map(|profile| profile.path().join(&library)));
-    let built = candidates.into_iter().filter_map(|path| Some((modified(&path)?, path)));
+    let built = candidates(target, name).into_iter().filter_map(|path| Some((modified(&path)?, path)));
     built.max_by_key(|(modified, _)| *modified).map(|(_, path)| path)
 }
 

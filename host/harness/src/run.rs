@@ -8,7 +8,7 @@ use crate::expectation::describe;
 use crate::filter::{Filter, Guest, HarnessError};
 use crate::host::{Host, NOW_DEFAULT};
 use crate::message::Observed;
-use crate::module::{find_built, newer_source};
+use crate::module::{find_built, newer_source, places};
 use crate::report::{Outcome, Report, Verdict};
 use crate::scenario::{HostKind, Scenario, Step, filter_of};
 use crate::split::splits;
@@ -416,14 +416,23 @@ pub fn find_module(scenario: &Scenario) -> Result<PathBuf, String> {
     })
 }
 
-/// Every file that a run of these scenarios depends on: the scenarios, what they name, and the modules.
+/// Where the module that a scenario belongs to can appear.
+fn module_places(scenario: &Scenario) -> Vec<PathBuf> {
+    let file = scenario.file.canonicalize().unwrap_or_else(|_| scenario.file.clone());
+    places(&scenario.filter, file.parent().unwrap_or(&file))
+}
+
+/// Every file that a run of these scenarios depends on: the scenarios, what they name, and the modules, built or not.
 pub fn files_of(paths: &[PathBuf], options: &RunOptions) -> Vec<PathBuf> {
     let mut files = BTreeMap::new();
     for path in paths {
         for file in find_scenarios(path).unwrap_or_default() {
             if let Ok(scenario) = Scenario::load_unfinished(&file) {
-                let module = options.wasm.clone().map_or_else(|| find_module(&scenario), Ok);
-                files.extend(module.into_iter().chain(scenario.files()).map(|file| (file, ())));
+                let modules = match options.wasm.as_ref().or(scenario.wasm.as_ref()) {
+                    Some(named) => vec![named.clone()],
+                    None => module_places(&scenario),
+                };
+                files.extend(modules.into_iter().chain(scenario.files()).map(|file| (file, ())));
             }
             files.insert(file, ());
         }

@@ -47,7 +47,8 @@ fn folders(paths: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
     for path in paths {
         if path.is_dir() {
             scenarios_below(path, &mut folders);
-        } else if let Some(folder) = path.parent() {
+        } else if let Some(folder) = path.ancestors().skip(1).find(|folder| folder.is_dir()) {
+            // Of a file whose folder is not there yet, the folder in which that would appear.
             folders.insert(folder.to_owned());
         }
     }
@@ -69,8 +70,14 @@ fn scenarios_below(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
+/// The path without links, as far as there is something.
 fn whole(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut ancestors = path.ancestors().filter_map(|part| Some((part, part.canonicalize().ok()?)));
+    match ancestors.next() {
+        Some((part, there)) => path.strip_prefix(part).map_or_else(|_| there.clone(), |rest| there.join(rest)),
+        None => path,
+    }
 }
 
 /// Returns once something that matters has changed and nothing has happened since for a moment.
@@ -79,7 +86,9 @@ fn wait(events: &Receiver<notify::Result<Event>>, files: &BTreeSet<PathBuf>) -> 
     let matters = |event: &notify::Result<Event>| {
         event.as_ref().is_ok_and(|event| {
             let changes = event.kind.is_create() || event.kind.is_modify() || event.kind.is_remove();
-            let ours = |path: &PathBuf| files.contains(path) || path.extension().is_some_and(|ending| ending == "yaml");
+            let is_scenario = |path: &Path| path.extension().is_some_and(|ending| ending == "yaml");
+            let leads_to_ours = |path: &Path| event.kind.is_create() && files.iter().any(|file| file.starts_with(path));
+            let ours = |path: &PathBuf| files.contains(path) || is_scenario(path) || leads_to_ours(path);
             changes && event.paths.iter().any(ours)
         })
     };
