@@ -121,8 +121,11 @@ impl MapType {
     pub(crate) fn message(self) -> Message {
         match self {
             MapType::RequestHeaders => Message::Request,
-            MapType::ResponseHeaders | MapType::CallResponseHeaders => Message::Response,
-            _ => Message::Trailers,
+            MapType::ResponseHeaders | MapType::CallResponseHeaders | MapType::GrpcInitialMetadata => Message::Response,
+            MapType::RequestTrailers => Message::RequestTrailers,
+            MapType::ResponseTrailers | MapType::CallResponseTrailers | MapType::GrpcTrailingMetadata => {
+                Message::ResponseTrailers
+            }
         }
     }
 

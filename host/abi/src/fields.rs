@@ -43,8 +43,10 @@ pub enum Message {
     Request,
     /// A response's head.
     Response,
-    /// Trailers of either.
-    Trailers,
+    /// A request's trailers.
+    RequestTrailers,
+    /// A response's trailers.
+    ResponseTrailers,
 }
 
 impl Message {
@@ -158,7 +160,8 @@ impl Message {
                     | b"x-envoy-upstream-service-time"
                     | b"x-request-id"
             ),
-            Message::Trailers => matches!(name, b"grpc-message" | b"grpc-status"),
+            Message::RequestTrailers => false,
+            Message::ResponseTrailers => matches!(name, b"grpc-message" | b"grpc-status"),
         }
     }
 }
@@ -429,6 +432,15 @@ mod tests {
         map.append(Message::Response, b"vary", b"y");
         map.append(Message::Response, b"vary", b"z");
         check(&map, &[("vary", "y,z")]);
+        // Two statuses are none, and not the first.
+        for (message, expected) in [(Message::ResponseTrailers, &["0,1"][..]), (Message::RequestTrailers, &["0", "1"])]
+        {
+            let mut map = FieldMap::new();
+            map.append(message, b"grpc-status", b"0");
+            map.append(message, b"grpc-status", b"1");
+            let values: Vec<_> = map.iter().map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect();
+            assert_eq!(values, expected);
+        }
     }
 
     #[test]

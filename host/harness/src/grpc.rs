@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use portcullis_abi::{FieldMap, GrpcEvent, GrpcMessages, grpc_frame};
+use portcullis_abi::{GrpcEvent, GrpcMessages, Message, grpc_frame};
 
-use crate::host::{push_all, response_fields};
+use crate::host::{field_map, response_fields};
 use crate::message::FieldLines;
 use crate::plan::{CalloutAnswer, ResponsePlan};
 
@@ -219,7 +219,7 @@ impl Exchange {
         let pieces = response.body.iter().map(|piece| GrpcEvent::Data(Bytes::from(piece.clone())));
         self.events.extend(pieces);
         if !response.trailers.is_empty() {
-            self.events.push_back(GrpcEvent::Trailers(field_map(&response.trailers)));
+            self.events.push_back(GrpcEvent::Trailers(field_map(Message::ResponseTrailers, &response.trailers)));
         } else if !is_bodiless {
             self.events.push_back(GrpcEvent::End);
         }
@@ -230,12 +230,12 @@ impl Exchange {
         while let Some(piece) = plan.next_piece(self.received, self.has_closed) {
             self.events.push_back(match piece {
                 GrpcPiece::Head(fields, end_of_stream) => {
-                    let mut head = field_map(&fields);
+                    let mut head = field_map(Message::Response, &fields);
                     head.push(b":status", b"200");
                     GrpcEvent::Headers { fields: head, end_of_stream }
                 }
                 GrpcPiece::Message(bytes) => GrpcEvent::Data(bytes),
-                GrpcPiece::Trailers(fields) => GrpcEvent::Trailers(field_map(&fields)),
+                GrpcPiece::Trailers(fields) => GrpcEvent::Trailers(field_map(Message::ResponseTrailers, &fields)),
             });
         }
     }
@@ -265,12 +265,6 @@ impl Exchange {
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended
     }
-}
-
-fn field_map(lines: &FieldLines) -> FieldMap {
-    let mut fields = FieldMap::new();
-    push_all(&mut fields, lines);
-    fields
 }
 
 #[cfg(test)]

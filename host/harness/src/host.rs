@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use portcullis_abi::{
-    Action, Call, CallAnswer, CallId, Embedder, FieldMap, GrpcEvent, GrpcOpen, Lint, LogLevel, LogRecord, MetricValue,
-    Part, Shared, StreamId, TraceEvent, UpstreamInfo, Worker,
+    Action, Call, CallAnswer, CallId, Embedder, FieldMap, GrpcEvent, GrpcOpen, Lint, LogLevel, LogRecord, Message,
+    MetricValue, Part, Shared, StreamId, TraceEvent, UpstreamInfo, Worker,
 };
 
 use crate::connection::ConnectionState;
@@ -830,8 +830,7 @@ pub(crate) struct Since {
 fn answer_of(answer: &CalloutAnswer) -> Option<CallAnswer> {
     match answer {
         CalloutAnswer::Response(response) => {
-            let mut trailers = FieldMap::new();
-            push_all(&mut trailers, &response.trailers);
+            let trailers = field_map(Message::ResponseTrailers, &response.trailers);
             let body = Bytes::from(response.body.concat());
             Some(CallAnswer::Response { fields: response_fields(response), body, trailers })
         }
@@ -852,15 +851,23 @@ pub(crate) fn upstream_info() -> UpstreamInfo {
 pub(crate) fn response_fields(response: &ResponsePlan) -> FieldMap {
     let mut fields = FieldMap::new();
     fields.push(b":status", response.status.to_string().as_bytes());
-    push_all(&mut fields, &response.fields);
+    append_all(&mut fields, Message::Response, &response.fields);
     push_length(&mut fields, &response.fields, &response.body, &response.trailers);
     fields
 }
 
-pub(crate) fn push_all(fields: &mut FieldMap, lines: &FieldLines) {
+/// Adds lines as they come in from the wire, where Envoy and our proxy join some.
+pub(crate) fn append_all(fields: &mut FieldMap, message: Message, lines: &FieldLines) {
     for (name, value) in lines.iter() {
-        fields.push(name.as_bytes(), value);
+        fields.append(message, name.as_bytes(), value);
     }
+}
+
+/// The lines of a head or of trailers.
+pub(crate) fn field_map(message: Message, lines: &FieldLines) -> FieldMap {
+    let mut fields = FieldMap::new();
+    append_all(&mut fields, message, lines);
+    fields
 }
 
 /// A body in one piece has a `content-length` on the wire, one in several pieces is chunked.

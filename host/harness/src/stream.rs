@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use portcullis_abi::{Direction, Ending, FieldMap, Hold, Part, Protocol, RouteInfo, StreamInfo, TlsInfo};
+use portcullis_abi::{Direction, Ending, FieldMap, Hold, Message, Part, Protocol, RouteInfo, StreamInfo, TlsInfo};
 
 use crate::expectation::describe;
 use crate::filter::Filter;
 use crate::host::{
-    Host, Inner, Mark, StreamKey, observed_request, push_all, push_length, response_fields, without_pseudo,
+    Host, Inner, Mark, StreamKey, append_all, field_map, observed_request, push_length, response_fields, without_pseudo,
 };
 use crate::message::{FieldLines, Observed, ObservedRequest, ObservedResponse};
 use crate::plan::{RequestPlan, ResponsePlan};
@@ -179,12 +179,12 @@ impl RequestBuilder {
         let bodiless = self.request.method == "HEAD" || matches!(self.response.status, 204 | 304);
         let answer_head = response_fields(&self.response);
         let answer_body = if bodiless { Vec::new() } else { std::mem::take(&mut self.response.body) };
-        let mut answer = pieces(answer_head, answer_body, &self.response.trailers);
+        let mut answer = pieces(answer_head, answer_body, Message::ResponseTrailers, &self.response.trailers);
         let body = std::mem::take(&mut self.request.body);
         let trailers = std::mem::take(&mut self.request.trailers);
         let (stream, mut head) = self.open();
         push_length(&mut head, &stream.sent_fields, &body, &trailers);
-        let mut request = pieces(head, body, &trailers);
+        let mut request = pieces(head, body, Message::RequestTrailers, &trailers);
         let host = stream.host.clone();
         let mut inner = host.inner.borrow_mut();
         let give_up = inner.monotonic() + PATIENCE;
@@ -249,7 +249,7 @@ impl RequestBuilder {
         fields.push(b":path", self.request.path.as_bytes());
         fields.push(b":method", self.request.method.as_bytes());
         fields.push(b":scheme", self.scheme.as_bytes());
-        push_all(&mut fields, &self.request.fields);
+        append_all(&mut fields, Message::Request, &self.request.fields);
         let host = self.filter.host.clone();
         let mut inner = host.inner.borrow_mut();
         inner.requests += 1;
@@ -328,7 +328,7 @@ impl Stream {
     pub fn send_trailers<'a>(&mut self, trailers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Flow {
         self.must_be_open(self.request, "request");
         self.request = Progress::End;
-        let fields = trailers.into_iter().collect();
+        let fields = field_map(Message::RequestTrailers, &trailers.into_iter().collect());
         self.with_worker(|worker, id| worker.request_trailers(id, fields))
     }
 
@@ -379,7 +379,7 @@ impl Stream {
     pub fn respond_trailers<'a>(&mut self, trailers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Flow {
         self.must_be_open(self.answer, "response");
         self.answer = Progress::End;
-        let fields = trailers.into_iter().collect();
+        let fields = field_map(Message::ResponseTrailers, &trailers.into_iter().collect());
         self.with_worker(|worker, id| worker.response_trailers(id, fields));
         self.response_flow()
     }
@@ -391,7 +391,7 @@ impl Stream {
     #[track_caller]
     pub fn respond(mut self, response: ResponsePlan) -> Observed {
         let head = response_fields(&response);
-        for piece in pieces(head, response.body, &response.trailers) {
+        for piece in pieces(head, response.body, Message::ResponseTrailers, &response.trailers) {
             match piece {
                 Piece::Headers(fields, end) => self.answer_headers(fields, end),
                 Piece::Body(bytes, end) => {
@@ -600,7 +600,7 @@ enum Piece {
     Trailers(FieldMap),
 }
 
-fn pieces(headers: FieldMap, body: Vec<Vec<u8>>, trailers: &FieldLines) -> VecDeque<Piece> {
+fn pieces(headers: FieldMap, body: Vec<Vec<u8>>, kind: Message, trailers: &FieldLines) -> VecDeque<Piece> {
     let mut pieces = VecDeque::from([Piece::Headers(headers, body.is_empty() && trailers.is_empty())]);
     let count = body.len();
     for (index, piece) in body.into_iter().enumerate() {
@@ -608,9 +608,7 @@ fn pieces(headers: FieldMap, body: Vec<Vec<u8>>, trailers: &FieldLines) -> VecDe
         pieces.push_back(Piece::Body(Bytes::from(piece), last));
     }
     if !trailers.is_empty() {
-        let mut fields = FieldMap::new();
-        push_all(&mut fields, trailers);
-        pieces.push_back(Piece::Trailers(fields));
+        pieces.push_back(Piece::Trailers(field_map(kind, trailers)));
     }
     pieces
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use portcullis_abi::{Call, CallAnswer, FieldMap};
+use portcullis_abi::{Call, CallAnswer, FieldMap, Message};
 
 use crate::failure::UpstreamFailure;
 use crate::message::{self, BodyLength};
@@ -76,7 +76,7 @@ async fn read(response: http::Response<Incoming>, lease: Lease, took: Duration) 
             }
             Err(frame) => {
                 if let Ok(received) = frame.into_trailers() {
-                    trailers = message::trailer_fields(&received);
+                    trailers = message::trailer_fields(Message::ResponseTrailers, &received);
                 }
             }
         }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::Version;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use portcullis_abi::{Direction, Ending, LocalResponse, StreamId, UpstreamInfo};
+use portcullis_abi::{Direction, Ending, LocalResponse, Message, StreamId, UpstreamInfo};
 use portcullis_config::{Action, Route, Target};
 use tokio::time::Instant;
 
@@ -218,7 +218,7 @@ impl Journey {
                 Ok(Err(frame)) => {
                     let Ok(trailers) = frame.into_trailers() else { continue };
                     self.exchange.request_complete.set(true);
-                    let fields = message::trailer_fields(&trailers);
+                    let fields = message::trailer_fields(Message::RequestTrailers, &trailers);
                     self.core.with(|worker| worker.request_trailers(self.id, fields));
                     return;
                 }
@@ -547,7 +547,7 @@ impl Journey {
                 }
                 Err(frame) => {
                     let Ok(trailers) = frame.into_trailers() else { continue };
-                    let fields = message::trailer_fields(&trailers);
+                    let fields = message::trailer_fields(Message::ResponseTrailers, &trailers);
                     self.core.with(|worker| {
                         worker.upstream_latency(self.id, sent.elapsed());
                         worker.response_trailers(self.id, fields);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use portcullis_abi::{CallId, GrpcEvent, GrpcOpen};
+use portcullis_abi::{CallId, GrpcEvent, GrpcOpen, Message};
 
 use crate::core::Core;
 use crate::failure::UpstreamFailure;
@@ -184,7 +184,8 @@ async fn bring_back(
             Ok(data) => tell(core, id, GrpcEvent::Data(data)).await,
             Err(frame) => {
                 let Ok(trailers) = frame.into_trailers() else { continue };
-                tell(core, id, GrpcEvent::Trailers(message::trailer_fields(&trailers))).await;
+                let fields = message::trailer_fields(Message::ResponseTrailers, &trailers);
+                tell(core, id, GrpcEvent::Trailers(fields)).await;
                 return Ok(());
             }
         }

@@ -389,12 +389,12 @@ pub(crate) fn outbound_response(fields: &FieldMap, length: BodyLength) -> Result
 
 /// Trailers from a peer: fields that belong into a head are dropped, or a sender could change the message's meaning
 /// after it was checked (RFC 9110, section 6.5.1).
-pub(crate) fn trailer_fields(trailers: &HeaderMap) -> FieldMap {
+pub(crate) fn trailer_fields(message: Message, trailers: &HeaderMap) -> FieldMap {
     let mut fields = FieldMap::with_capacity(trailers.len(), 256);
     for (name, value) in trailers {
         let bytes = name.as_str().as_bytes();
         if !is_hop_by_hop(bytes) && !is_head_only(bytes) {
-            fields.push(bytes, value.as_bytes());
+            fields.append(message, bytes, value.as_bytes());
         }
     }
     fields
@@ -613,6 +613,6 @@ mod tests {
         for name in ["x-sum", "authorization", "x-portcullis-sub", "x-forwarded-for", "content-length"] {
             trailers.insert(name, HeaderValue::from_static("1"));
         }
-        assert_eq!(lines(&trailer_fields(&trailers)), ["x-sum: 1"]);
+        assert_eq!(lines(&trailer_fields(Message::RequestTrailers, &trailers)), ["x-sum: 1"]);
     }
 }

@@ -101,6 +101,9 @@ pub(super) fn rows() -> Vec<Row> {
                 "#,
             )
             .steps([Step::get().answer(200, &[("transfer-encoding", "chunked")], &["zz is no length\r\n"])]),
+        held("http_call/inline", "Lines of an answer are joined like those of a response.",
+            &format!("http_call_response: proxy_get_header_map_value 6 \"vary\"\nhttp_call_response: proxy_get_header_map_value 6 \"x-own\"\n{GO_ON}"))
+        .steps([Step::get().callee(200, &[("vary", "a"), ("vary", "b"), ("x-own", "a"), ("x-own", "b")], "go")]),
         Row::new("http_call/in_turn", "A second call from the first one's answer.")
             .strict()
             .script(

@@ -30,6 +30,14 @@ pub(super) fn rows() -> Vec<Row> {
                 response_headers: proxy_get_header_map_pairs 2
                 "#,
             ),
+        Row::new("local_response/inline", "Lines that are joined in responses are in these, too.")
+            .script(
+                r#"
+                request_headers: proxy_send_local_response 403 "" "x" { "vary" "a", "vary" "b", "content-type" "text/a", "content-type" "text/b" } -1
+                request_headers: return 1
+                response_headers: proxy_get_header_map_pairs 2
+                "#,
+            ),
         Row::new("local_response/details_blank", "Blanks in the details become underscores.")
             .script(
                 r#"

@@ -1,6 +1,6 @@
 //! Header maps: reading, changing, and when they are there at all.
 
-use super::{PHASES, in_phase};
+use super::{PHASES, full, in_phase};
 use crate::differential::{Row, Step};
 
 /// Request headers and trailers, response headers and trailers, metadata and answers of callouts, and one that is none.
@@ -93,6 +93,9 @@ fn many_lines(id: &str, shows: &'static str, lines: usize) -> Row {
     ))
 }
 
+/// Names that are joined in one kind of message or another.
+const INLINE_TRAILERS: [&str; 4] = ["grpc-status", "grpc-message", "vary", "x-own"];
+
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = vec![
         Row::new("maps/value_absent", "A field that is not there is NOT_FOUND, and nothing is written.")
@@ -160,6 +163,73 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("maps/inline_request", "Repeated lines of names that Envoy keeps in one line, joined with a comma.")
             .script("request_headers: proxy_get_header_map_pairs 0")
             .steps([REPEATED.iter().fold(Step::get(), |step, name| step.field(name, "a").field(name, "b"))]),
+        Row::new("maps/inline_empty", "Empty lines leave no trace in what is joined, unless they are the first.")
+            .script("request_headers: proxy_get_header_map_pairs 0")
+            .steps([["", "a", "", "b", ""].iter().fold(Step::get().field("origin", "").field("te", ""), |step, value| {
+                step.field("accept", value).field("x-own", value)
+            })
+            .field("origin", "")
+            .field("te", "trailers")]),
+        Row::new("maps/inline_added", "What a filter adds is joined, too.")
+            .script(
+                r#"
+                response_headers: proxy_add_header_map_value 2 "Vary" "b"
+                response_headers: proxy_add_header_map_value 2 "vary" ""
+                response_headers: proxy_add_header_map_value 2 "vary" "c"
+                response_headers: proxy_add_header_map_value 2 "age" ""
+                response_headers: proxy_add_header_map_value 2 "age" "1"
+                response_headers: proxy_add_header_map_value 2 "accept" "a"
+                response_headers: proxy_add_header_map_value 2 "accept" "b"
+                response_headers: proxy_get_header_map_pairs 2
+                "#,
+            )
+            .steps([Step::get().answer(200, &[("x-first", "1"), ("vary", "a"), ("x-last", "1")], &["x"])]),
+        Row::new("maps/inline_replaced", "What is replaced is not.")
+            .script(
+                r#"
+                response_headers: proxy_replace_header_map_value 2 "vary" "b"
+                response_headers: proxy_replace_header_map_value 2 "vary" ""
+                response_headers: proxy_get_header_map_pairs 2
+                response_headers: proxy_remove_header_map_value 2 "vary"
+                response_headers: proxy_add_header_map_value 2 "vary" "c"
+                response_headers: proxy_get_header_map_pairs 2
+                "#,
+            )
+            .steps([Step::get().answer(200, &[("x-first", "1"), ("vary", "a"), ("x-last", "1")], &["x"])]),
+        Row::new("maps/inline_set", "In a map that is set as a whole lines are joined as they come.")
+            .script(
+                r#"
+                response_headers: proxy_set_header_map_pairs 2 { ":status" "201", "vary" "a", "x" "1", "Vary" "b", "x" "2" }
+                response_headers: proxy_get_header_map_pairs 2
+                "#,
+            ),
+        Row::new("maps/inline_trailers", "Trailers of a response have one line each of what is gRPC's; of others, and of a request's, as many as come.")
+            .script("request_trailers: proxy_get_header_map_pairs 1\nresponse_trailers: proxy_get_header_map_pairs 3")
+            .steps([{
+                let announced = INLINE_TRAILERS.join(", ");
+                let step = Step::post(&["one", "two"]).field("te", "trailers").field("trailer", &announced);
+                let step = step.answer(200, &[("trailer", &announced)], &["a", "b"]);
+                INLINE_TRAILERS.iter().fold(step, |step, name| {
+                    step.trailer(name, "a").trailer(name, "b").answer_trailer(name, "a").answer_trailer(name, "b")
+                })
+            }])
+            .upstream(),
+        Row::new("maps/inline_trailers_added", "The same of what a filter adds.")
+            .script(
+                r#"
+                request_trailers: proxy_add_header_map_value 1 "grpc-status" "0"
+                request_trailers: proxy_add_header_map_value 1 "grpc-status" "1"
+                request_trailers: proxy_get_header_map_pairs 1
+                response_trailers: proxy_add_header_map_value 3 "grpc-status" "0"
+                response_trailers: proxy_add_header_map_value 3 "grpc-status" "1"
+                response_trailers: proxy_add_header_map_value 3 "vary" "0"
+                response_trailers: proxy_add_header_map_value 3 "vary" "1"
+                response_trailers: proxy_get_header_map_pairs 3
+                response_trailers: proxy_remove_header_map_value 3 "grpc-status"
+                response_trailers: proxy_remove_header_map_value 3 "vary"
+                "#,
+            )
+            .steps([full()]),
         Row::new("maps/pairs_hop_by_hop", "What belongs to the client's connection is not in the map.")
             .script("request_headers: proxy_get_header_map_pairs 0")
             .steps([Step::post(&["x"])
