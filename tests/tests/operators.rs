@@ -212,7 +212,7 @@ fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
              request_bytes: 1KiB, response_bytes: 1KiB, concurrency: 1 }",
         ),
         ("short", "entry: a/main.ts, limits: { wall_time: 500ms }"),
-        ("two", "entry: a/main.ts, replicas: { max: 1 }, limits: { cpu_time: 400ms, concurrency: 2 }"),
+        ("two", "entry: a/main.ts, replicas: { max: 1 }, limits: { cpu_time: 1s, wall_time: 1m, concurrency: 2 }"),
         ("elsewhere", "entry: elsewhere/main.ts, placement: { pool: acme }"),
     ]);
     let serving = site.serve();
@@ -248,7 +248,7 @@ fn each_limit_ends_a_request_with_one_cause_for_client_log_and_metric() {
     std::thread::scope(|scope| {
         let culprit = scope.spawn(|| check_cause(&serving, "/two/loop", 503, "operator_cpu_time"));
         eventually("it is running", || {
-            serving.counter("portcullis_operator_cpu_milliseconds_total.operator.two") > 100
+            serving.counter("portcullis_operator_cpu_milliseconds_total.operator.two") > 600
         });
         let beside = serving.send(&request);
         assert_eq!(beside.fields.get("retry-after"), Some(&b"1"[..]), "{}", serving.0.log());

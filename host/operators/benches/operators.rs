@@ -1,7 +1,8 @@
 //! Operators beside a bare, unconfined `deno serve` of the same handler, in one run.
 //!
-//! `cargo build --release --bins && cargo bench --bench operators`; what is compared alternates, so that a busy machine is
-//! equally busy for all, and the ratios say more than the times. Arguments choose parts: `start`, `load`, `many`, `loop`.
+//! `cargo build --release --bin portcullis --bench operators && cargo bench --bench operators` (built in one call, so that nothing
+//! is compiled twice); what is compared alternates, so that a busy machine is equally busy for all, and the ratios say more than the
+//! times. Arguments choose parts: `start`, `load`, `many`, `loop`.
 #![allow(missing_docs, reason = "a program")]
 
 use std::net::SocketAddr;

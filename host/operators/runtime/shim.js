@@ -4,17 +4,23 @@
 // shares a realm with the operator, so it holds nothing worth stealing: every rule is enforced by the host, outside
 // this process. What it takes from the global object it takes before the operator's code runs, so that an operator that
 // changes a prototype breaks only itself.
+//
+// Deno loads much of what is global at the first use: timers take 5 ms. A process that is started for a request that
+// waits loads what it needs and no more; one that is kept ready is rehearsed.
 
 const { Blob, Headers, Object, Promise, Proxy, Request, Response, Set, TypeError, URL, Uint8Array, String, console } = globalThis;
-const { atob, encodeURIComponent, setTimeout } = globalThis;
+const { encodeURIComponent } = globalThis;
 const nativeFetch = globalThis.fetch;
 const runtime = globalThis.Deno;
 const [operatorSocket, hostSocket] = runtime.args;
 const INTERNAL = "http://portcullis.internal";
 const REDIRECTS_MAX = 10;
-const REHEARSAL_MILLISECONDS = 20;
 
-const client = runtime.createHttpClient({ proxy: { transport: "unix", path: hostSocket } });
+let madeClient;
+// Its permission for the host's socket is one that stays.
+function client() {
+  return madeClient ??= runtime.createHttpClient({ proxy: { transport: "unix", path: hostSocket } });
+}
 
 let handler = null;
 let env = null;
@@ -81,7 +87,11 @@ function exception(error) {
 }
 
 async function control(request, path) {
-  if (path === "/ping") return new Response(null, { status: 204 });
+  if (path === "/ping") {
+    // Before there is code it is asked only where nobody waits.
+    if (handler === null) await rehearse();
+    return new Response(null, { status: 204 });
+  }
   if (path !== "/load" || handler !== null) return new Response(null, { status: 404 });
   try {
     await load(await request.json());
@@ -96,7 +106,7 @@ async function load(document) {
   for (const [name, value] of Object.entries(document.env)) env[name] = value;
   if (document.kv) env.kv = Object.freeze(new KeyValueStore());
   const files = Object.create(null);
-  for (const [name, value] of Object.entries(document.files)) files[name] = Uint8Array.from(atob(value), (c) => c.charCodeAt(0));
+  for (const [name, value] of Object.entries(document.files)) files[name] = Uint8Array.from(globalThis.atob(value), (c) => c.charCodeAt(0));
   if (Object.keys(files).length > 0) env.files = Object.freeze(new Files(files));
   Object.freeze(env);
   dev = document.dev;
@@ -111,14 +121,16 @@ async function load(document) {
   handler = operator.fetch.bind(operator);
 }
 
-// Does once what the first request will need, while nobody waits: a process that is kept ready answers it sooner then.
+// Does once what code and requests will need: a process that is kept ready answers its first request sooner then.
 async function rehearse() {
-  if (handler !== null) return;
   const code = "export default { fetch: (request) => Response.json({ path: new URL(request.url).pathname }) };";
   const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
   const module = await import(url);
   URL.revokeObjectURL(url);
   await module.default.fetch(new Request("http://portcullis.invalid/", { method: "POST", body: "x" })).json();
+  client();
+  // Loads them.
+  for (const name of ["setTimeout", "atob", "crypto", "TextDecoder", "AbortController", "TransformStream"]) void globalThis[name];
 }
 
 // Steps of a tenth of a millisecond: finer ones tell what else the machine's caches and cores are doing. Without a second
@@ -209,7 +221,7 @@ class KeyValueStore {
 }
 
 async function service(method, path, body) {
-  return await refuse(await nativeFetch(INTERNAL + path, { method, body, client }));
+  return await refuse(await nativeFetch(INTERNAL + path, { method, body, client: client() }));
 }
 
 async function refuse(response) {
@@ -235,7 +247,7 @@ async function hostFetch(input, init) {
         body: request.body,
         redirect: "manual",
         signal: request.signal,
-        client,
+        client: client(),
       }),
     );
     const location = [301, 302, 303, 307, 308].includes(response.status) ? response.headers.get("location") : null;
@@ -302,6 +314,4 @@ function ready() {
   ];
   for (const name of absent) delete globalThis[name];
   runtime.stdout.writeSync(new TextEncoder().encode("\u001eportcullis ready\n"));
-  // Later than a host that waits for this very process sends the code.
-  setTimeout(rehearse, REHEARSAL_MILLISECONDS);
 }

@@ -46,8 +46,10 @@ const SAMPLE: Duration = Duration::from_millis(10);
 const KEEPS_LIMITS_PATIENCE: Duration = Duration::from_millis(250);
 /// How often the others are.
 const SAMPLE_IDLE: Duration = Duration::from_secs(1);
-/// How long an event loop in doubt may take to answer.
+/// How long an event loop in doubt may take to answer, if it had half of this in CPU time.
 const PING: Duration = Duration::from_millis(500);
+/// How long it may take in any case.
+const PING_STARVED: Duration = Duration::from_secs(5);
 const LAUNCH: Duration = Duration::from_secs(10);
 /// What an engine without an operator may take beyond an operator's budget, resident.
 const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
@@ -1280,7 +1282,9 @@ impl Manager {
                 process.kill(Cause::BackgroundCpu);
             }
         }
-        let share = used / u64::try_from(active.len()).unwrap_or(u64::MAX).max(1);
+        // While it is being found out whether a loop holds it up, the others did not use this.
+        let sharing = if process.suspect.load(Ordering::Acquire) { 0 } else { used };
+        let share = sharing / u64::try_from(active.len()).unwrap_or(u64::MAX).max(1);
         let (mut in_doubt, mut is_stuck) = (false, false);
         for slot in active {
             let cpu = slot.charge(share, age);
@@ -1314,10 +1318,25 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// Asks an event loop in doubt whether it is alive.
+///
+/// One that was given no time to answer in is not to blame: on a machine that is busy it is waited for longer.
 async fn clear_or_kill(process: Arc<Process>) {
-    let answered = tokio::time::timeout(PING, control(&process, "GET", "/ping", Bytes::new())).await;
+    let used = || sys::process_cpu_nanoseconds(process.pid).unwrap_or(u64::MAX);
+    let (began, used_before) = (Instant::now(), used());
+    let mut answer = std::pin::pin!(control(&process, "GET", "/ping", Bytes::new()));
+    let answered = loop {
+        match tokio::time::timeout(PING, answer.as_mut()).await {
+            Ok(answered) => break answered.ok(),
+            Err(_) => {
+                let had = Duration::from_nanos(used().saturating_sub(used_before));
+                if had >= PING / 2 || began.elapsed() >= PING_STARVED || !process.is_alive() {
+                    break None;
+                }
+            }
+        }
+    };
     match answered {
-        Ok(Ok((parts, _))) if parts.status == http::StatusCode::NO_CONTENT => {
+        Some((parts, _)) if parts.status == http::StatusCode::NO_CONTENT => {
             process.asked.store(false, Ordering::Release);
             process.suspect.store(false, Ordering::Release);
             if let Some(assigned) = process.assigned.get() {

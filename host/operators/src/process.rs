@@ -149,10 +149,16 @@ impl Process {
         let ended = Ended { exit, cause };
         self.exited.send_replace(Some(ended));
         if let Some(assigned) = self.assigned.get() {
-            // A loop was charged to the request that ran it, which has its answer already, and so had whoever left one behind.
-            let others = if matches!(cause, Cause::Stalled | Cause::BackgroundCpu) { Cause::Bystander } else { cause };
+            // A loop was charged to the request that ran it, which has its answer already, and so had whoever left one behind. From
+            // outside it looks like those that ran beside it from its beginning, but not like one that came when it was under way.
+            let half = assigned.pool.operator.limits.cpu / 2;
             for slot in assigned.slots.iter().filter(|slot| slot.taken.load(Ordering::Acquire)) {
-                slot.cancel(others);
+                let used = Duration::from_nanos(slot.cpu.load(Ordering::Acquire));
+                slot.cancel(match cause {
+                    Cause::Stalled if used > half => Cause::CpuTime,
+                    Cause::Stalled | Cause::BackgroundCpu => Cause::Bystander,
+                    cause => cause,
+                });
             }
         }
         ended
