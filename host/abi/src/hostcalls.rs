@@ -16,6 +16,8 @@ use std::collections::BTreeSet;
 use wasmtime::{Caller, Linker, Memory};
 
 use crate::abi::{LogLevel, Status};
+use crate::fields::FieldMap;
+use crate::pairs::{self, Bounds, PairsError};
 use crate::trace::{self, Watched, Word};
 use crate::vm::{Doing, GuestFault, VmState};
 
@@ -97,6 +99,12 @@ impl<'a> Call<'a> {
 
     fn bytes(&self, pointer: u32, len: u32) -> Result<&[u8], GuestFault> {
         range(self.memory.data(&self.caller), self.name, pointer, len)
+    }
+
+    /// A map that the guest hands over.
+    fn map(&self, pointer: u32, len: u32) -> Result<Result<FieldMap, PairsError>, GuestFault> {
+        let bounds = Bounds::of(&self.state().current_plugin().limits);
+        Ok(pairs::decode(self.bytes(pointer, len)?, bounds))
     }
 
     fn write(&mut self, pointer: u32, value: &[u8]) -> Result<(), GuestFault> {

@@ -16,12 +16,13 @@ pub fn tick(worker: &mut Worker, plugin: usize) {
 
 /// Reads a guest's map. What can be read is written again the same; says what happened.
 pub fn pairs(blob: &[u8]) -> Result<usize, String> {
-    let map =
-        pairs::decode(blob).map_err(|error| format!("{error:?}").split('(').next().unwrap_or_default().to_owned())?;
-    assert!(map.len() <= pairs::PAIRS_MAX && map.byte_size() <= pairs::PAIRS_BYTES_MAX);
+    let bounds = pairs::Bounds::ENVOY;
+    let map = pairs::decode(blob, bounds)
+        .map_err(|error| format!("{error:?}").split('(').next().unwrap_or_default().to_owned())?;
+    assert!(map.len() <= bounds.pairs_max && map.byte_size() <= bounds.bytes_max);
     let mut written = Vec::new();
     pairs::encode(map.iter(), &mut written);
-    assert_eq!(pairs::decode(&written), Ok(map.clone()), "written and read again");
+    assert_eq!(pairs::decode(&written, bounds), Ok(map.clone()), "written and read again");
     // Field names lose their case, and pseudo-headers come first; all else is as it was.
     let lines = |map: &FieldMap| map.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect::<Vec<_>>();
     let size: usize = lines(&map).iter().map(|(name, value)| name.len() + value.len()).sum();

@@ -2,11 +2,29 @@
 //! value with a NUL behind it; little-endian throughout.
 
 use crate::fields::FieldMap;
+use crate::plugin::Limits;
 
-/// No map a guest hands over is larger (proxy-wasm-cpp-host has the same bound).
-pub(crate) const PAIRS_BYTES_MAX: usize = 1024 * 1024;
-/// No map a guest hands over has more lines.
-pub(crate) const PAIRS_MAX: usize = 1024;
+/// What is read of a map that a guest hands over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) pairs_max: usize,
+    /// Of the whole encoding.
+    pub(crate) bytes_max: usize,
+}
+
+impl Bounds {
+    /// What Envoy reads; a map above is no valid argument there. (proxy-wasm-cpp-host has these as constants.)
+    pub(crate) const ENVOY: Bounds = Bounds { pairs_max: 1024, bytes_max: 1024 * 1024 };
+
+    /// A plugin may be allowed more. Where it is allowed less, the map is read and then found to be too large, which is
+    /// another answer.
+    pub(crate) fn of(limits: &Limits) -> Bounds {
+        Bounds {
+            pairs_max: limits.map_lines_max.max(Bounds::ENVOY.pairs_max),
+            bytes_max: limits.map_bytes_max.max(Bounds::ENVOY.bytes_max),
+        }
+    }
+}
 
 /// Appends the encoding of `pairs` to `out`; nothing at all for an empty list, as Envoy does.
 pub(crate) fn encode<'a, I>(pairs: I, out: &mut Vec<u8>)
@@ -35,10 +53,10 @@ where
 /// Why a guest's map cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PairsError {
-    #[error("the map has {0} bytes, at most {PAIRS_BYTES_MAX} are read")]
-    TooLarge(usize),
-    #[error("the map has {0} pairs, at most {PAIRS_MAX} are read")]
-    TooMany(usize),
+    #[error("the map has {0} bytes, at most {1} are read")]
+    TooLarge(usize, usize),
+    #[error("the map has {0} pairs, at most {1} are read")]
+    TooMany(usize, usize),
     #[error("the map ends early")]
     Truncated,
     #[error("byte {0} of the map should be NUL")]
@@ -48,16 +66,17 @@ pub(crate) enum PairsError {
 }
 
 /// Reads a guest's map. Zero bytes are an empty map.
-pub(crate) fn decode(blob: &[u8]) -> Result<FieldMap, PairsError> {
+pub(crate) fn decode(blob: &[u8], bounds: Bounds) -> Result<FieldMap, PairsError> {
+    let Bounds { pairs_max, bytes_max } = bounds;
     if blob.is_empty() {
         return Ok(FieldMap::new());
     }
-    if blob.len() > PAIRS_BYTES_MAX {
-        return Err(PairsError::TooLarge(blob.len()));
+    if blob.len() > bytes_max {
+        return Err(PairsError::TooLarge(blob.len(), bytes_max));
     }
     let count = read_u32(blob, 0)? as usize;
-    if count > PAIRS_MAX {
-        return Err(PairsError::TooMany(count));
+    if count > pairs_max {
+        return Err(PairsError::TooMany(count, pairs_max));
     }
     let mut map = FieldMap::with_capacity(count, blob.len());
     let mut at = 4 + count * 8;
@@ -96,6 +115,10 @@ fn read_terminated(blob: &[u8], at: usize, len: usize) -> Result<&[u8], PairsErr
 mod tests {
     use super::*;
 
+    fn decode(blob: &[u8]) -> Result<FieldMap, PairsError> {
+        super::decode(blob, Bounds::ENVOY)
+    }
+
     fn blob(lines: &[(&str, &str)]) -> Vec<u8> {
         let map: FieldMap = lines.iter().copied().collect();
         let mut out = Vec::new();
@@ -128,8 +151,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_too_much_or_malformed() {
-        assert_eq!(decode(&vec![0; PAIRS_BYTES_MAX + 1]), Err(PairsError::TooLarge(PAIRS_BYTES_MAX + 1)));
-        assert_eq!(decode(&1025u32.to_le_bytes()), Err(PairsError::TooMany(1025)));
+        let most = Bounds::ENVOY.bytes_max;
+        assert_eq!(decode(&vec![0; most + 1]), Err(PairsError::TooLarge(most + 1, most)));
+        assert_eq!(decode(&1025u32.to_le_bytes()), Err(PairsError::TooMany(1025, 1024)));
         assert_eq!(decode(b"\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"), Err(PairsError::Truncated));
         assert_eq!(decode(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0axb\0"), Err(PairsError::Unterminated(13)));
         assert_eq!(decode(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0a\0b\0!"), Err(PairsError::Trailing(1)));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::engine::Module;
+use crate::fields::FieldMap;
 use crate::shared::SharedLimits;
 
 /// What happens to requests once a guest has trapped. Names and meaning are Envoy's.
@@ -71,6 +72,13 @@ impl Default for Limits {
             metrics_max: 4_096,
             shared: SharedLimits::default(),
         }
+    }
+}
+
+impl Limits {
+    /// Whether a map of a guest's may be as large as this.
+    pub(crate) fn allow_map(&self, fields: &FieldMap) -> bool {
+        fields.len() <= self.map_lines_max && fields.byte_size() <= self.map_bytes_max
     }
 }
 

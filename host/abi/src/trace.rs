@@ -329,7 +329,7 @@ fn number(memory: &[u8], pointer: u64, len: u64) -> u64 {
 }
 
 fn fields(bytes: &[u8]) -> TraceValue {
-    match pairs::decode(bytes) {
+    match pairs::decode(bytes, pairs::Bounds::ENVOY) {
         Ok(fields) => {
             TraceValue::Fields(fields.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect::<Vec<_>>())
         }

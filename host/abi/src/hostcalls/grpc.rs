@@ -9,7 +9,6 @@ use super::{Answer, Call};
 use crate::abi::Status;
 use crate::fields::FieldMap;
 use crate::grpc::{self, Head, Service, ServiceError};
-use crate::pairs;
 use crate::vm::{CallKind, CallOwner, CallRequest, GuestFault, OpenCall};
 
 /// Pointer and length.
@@ -89,7 +88,7 @@ fn open(
     }
     let upstream = call.bytes(upstream.0, upstream.1)?.to_vec();
     let (service, method) = (call.bytes(service.0, service.1)?, call.bytes(method.0, method.1)?);
-    let metadata = pairs::decode(call.bytes(metadata.0, metadata.1)?).map_err(|error| error.to_string());
+    let metadata = call.map(metadata.0, metadata.1)?.map_err(|error| error.to_string());
     let plugin = call.state().current_plugin();
     let limits = &plugin.limits;
     let head = |target: &Service, metadata: &FieldMap| {
@@ -105,7 +104,7 @@ fn open(
         Ok(fields) => fields,
         Err(reason) => return Ok(Err(call.because(reason, Status::ParseFailure))),
     };
-    if fields.len() > limits.map_lines_max || fields.byte_size() > limits.map_bytes_max {
+    if !limits.allow_map(&fields) {
         let reason = "the metadata is larger than `limits` allows";
         return Ok(Err(call.because(reason, Status::InternalFailure)));
     }

@@ -208,7 +208,7 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
         Ok(map) => map,
         Err(status) => return Ok(status),
     };
-    let fields = match pairs::decode(call.bytes(pointer, len)?) {
+    let fields = match call.map(pointer, len)? {
         Ok(fields) => fields,
         Err(error) => return Ok(call.because(error.to_string(), Status::BadArgument)),
     };
@@ -221,8 +221,7 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
         if capabilities.fields.is_some() {
             blocked = first_blocked(capabilities, target, &fields);
         }
-        let fits =
-            blocked.is_none() && fields.len() <= limits.map_lines_max && fields.byte_size() <= limits.map_bytes_max;
+        let fits = blocked.is_none() && limits.allow_map(&fields);
         if fits {
             target.clear();
             fields.iter().for_each(|(name, value)| add(target, map, name, value));
@@ -234,6 +233,8 @@ pub(super) fn set_map(call: &mut Call<'_>, map: u32, pointer: u32, len: u32) -> 
         None => changed_status(call, changed),
     }
 }
+
+const MAP_TOO_LARGE: &str = "the map would be larger than `limits.map_pairs` or `limits.map_bytes` allows";
 
 const SETTABLE_FIELDS: &str = "settable_fields";
 
@@ -253,7 +254,7 @@ fn first_blocked(capabilities: &Capabilities, before: &FieldMap, after: &FieldMa
 fn changed_status(call: &mut Call<'_>, changed: Option<bool>) -> Answer {
     Ok(match changed {
         Some(true) => Status::Ok,
-        Some(false) => call.because("the map would become larger than `limits` allows", Status::InternalFailure),
+        Some(false) => call.because(MAP_TOO_LARGE, Status::InternalFailure),
         None => call.because(RELEASED, Status::BadArgument),
     })
 }
@@ -479,10 +480,13 @@ pub(super) fn send_local_response(
         return Ok(call.because("the body is larger than `limits.buffered_bytes` allows", Status::InternalFailure));
     }
     let body = Bytes::copy_from_slice(body);
-    let fields = match pairs::decode(call.bytes(fields, fields_len)?) {
+    let fields = match call.map(fields, fields_len)? {
         Ok(fields) => fields,
         Err(error) => return Ok(call.because(error.to_string(), Status::BadArgument)),
     };
+    if !call.state().current_plugin().limits.allow_map(&fields) {
+        return Ok(call.because(MAP_TOO_LARGE, Status::InternalFailure));
+    }
     if let Err(reason) = check_lines(MapType::ResponseHeaders, &fields) {
         return Ok(call.because(reason, Status::BadArgument));
     }
@@ -545,12 +549,12 @@ pub(super) fn http_call(
     call.write_u32(ret, 0)?;
     // A name that is not UTF-8 is no upstream's.
     let upstream = std::str::from_utf8(call.bytes(upstream, upstream_len)?).unwrap_or_default();
-    let fields = pairs::decode(call.bytes(fields, fields_len)?).map(|lines| {
+    let fields = call.map(fields, fields_len)?.map(|lines| {
         let mut fields = FieldMap::with_capacity(lines.len(), lines.byte_size());
         lines.iter().for_each(|(name, value)| add(&mut fields, MapType::RequestHeaders, name, value));
         fields
     });
-    let trailers = pairs::decode(call.bytes(trailers, trailers_len)?);
+    let trailers = call.map(trailers, trailers_len)?;
     let body = call.bytes(body, body_len)?;
     let plugin = call.state().current_plugin();
     if body.len() > plugin.limits.call_bytes_max {
@@ -564,6 +568,9 @@ pub(super) fn http_call(
     let checked = check_lines(MapType::RequestHeaders, &fields).and(check_lines(MapType::RequestTrailers, &trailers));
     if let Err(reason) = checked {
         return Ok(call.because(reason, Status::BadArgument));
+    }
+    if ![&fields, &trailers].into_iter().all(|map| plugin.limits.allow_map(map)) {
+        return Ok(call.because(MAP_TOO_LARGE, Status::InternalFailure));
     }
     let allowed = plugin.capabilities.upstreams.as_ref().is_none_or(|names| names.contains(upstream));
     if !allowed || !call.state().embedder.borrow().has_upstream(upstream) {

@@ -390,6 +390,33 @@ fn the_bytes_of_a_map_are_bounded() {
 }
 
 #[test]
+fn a_map_may_be_as_large_as_its_limits_say() {
+    let lines = |count: u32| {
+        [count.to_le_bytes().to_vec(), [1, 0, 0, 0, 0, 0, 0, 0].repeat(count as usize), b"a\0\0".repeat(count as usize)]
+            .concat()
+    };
+    let status = |count: u32, call: &str, limit: fn(&mut Plugin)| {
+        let map: String = lines(count).iter().map(|byte| format!("\\{byte:02x}")).collect();
+        let data = format!(r#"(data (i32.const 20000) "{map}")"#);
+        status_with(&data, &call.replace("MAP", &format!("(i32.const 20000) (i32.const {})", map.len() / 3)), limit)
+    };
+    let set = "(call $set_pairs (i32.const 0) MAP)";
+    // More than Envoy reads is no valid argument, unless it is allowed.
+    assert_eq!(status(1024, set, |_| {}), "0");
+    assert_eq!(status(1025, set, |_| {}), "2");
+    assert_eq!(status(1025, set, |plugin| plugin.limits.map_lines_max = 1025), "0");
+    let respond =
+        "(call $respond (i32.const 403) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) MAP (i32.const -1))";
+    let http_call =
+        "(call $http_call (i32.const 16) (i32.const 4) MAP (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+        (i32.const 0) (i32.const 200))";
+    for call in [set, respond, http_call] {
+        assert_eq!(status(4, call, |plugin| plugin.limits.map_lines_max = 3), ":", "{call} with few lines");
+        assert_eq!(status(4, call, |plugin| plugin.limits.map_bytes_max = 3), ":", "{call} with few bytes");
+    }
+}
+
+#[test]
 fn a_body_is_bounded_after_a_guests_edits() {
     let append = "(call $set_buffer (i32.const 0) (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 10))";
     assert_eq!(status_of(append, |plugin| plugin.limits.buffer_bytes_max = 13), "0");
