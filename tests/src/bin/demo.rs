@@ -89,6 +89,15 @@ fn runtime() -> anyhow::Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
+/// What runs operators here, as the doctor names it.
+fn engine(policy: &Path) -> anyhow::Result<String> {
+    let portcullis = places::portcullis().map_err(|error| anyhow!(error))?;
+    let output = Command::new(portcullis).args(["doctor", "--json", "--config"]).arg(policy).output()?;
+    let said: Value =
+        serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    Ok(said["engine"].as_str().unwrap_or("an engine that the doctor does not name").to_owned())
+}
+
 fn demo(keep: bool) -> anyhow::Result<()> {
     let key = SigningKey::generate_es256("demo")?;
     let stranger = SigningKey::generate_es256("demo")?;
@@ -110,7 +119,10 @@ fn demo(keep: bool) -> anyhow::Result<()> {
         shown(&places::filter("jwt-auth").map_err(|e| anyhow!(e))?)
     );
     println!("  {}\n  (from docs/examples/demo, with this run's addresses and keys)", shown(&policy));
-    println!("`notes` and `stock` are TypeScript (docs/examples/operators), each in a locked process of its own.\n");
+    println!(
+        "`notes` and `stock` are TypeScript (docs/examples/operators), each in a locked process of its own, run by"
+    );
+    println!("  {}\n", engine(&policy)?);
 
     let attempts = attempts(&key, &stranger)?;
     let mut table = Table::default();

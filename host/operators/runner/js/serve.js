@@ -12,6 +12,7 @@ const {
   MapPrototypeSet,
   ObjectFreeze,
   ObjectPrototypeIsPrototypeOf,
+  ObjectSetPrototypeOf,
   PromisePrototypeThen,
   Proxy,
   PromiseResolve,
@@ -30,7 +31,7 @@ const {
 const { op_operator_fail, op_operator_kv, op_operator_log, op_operator_request_headers, op_operator_respond, op_operator_settled } =
   core.ops;
 const { InnerBody } = core.loadExtScript("ext:deno_fetch/22_body.js");
-const { fromInnerRequest, newInnerRequest } = core.loadExtScript("ext:deno_fetch/23_request.js");
+const { fromInnerRequest } = core.loadExtScript("ext:deno_fetch/23_request.js");
 const { ResponsePrototype, toInnerResponseForDenoServe } = core.loadExtScript("ext:deno_fetch/23_response.js");
 const { incomingBody, outgoing } = core.loadExtScript("ext:portcullis/bodies.js");
 const { announceRejection, seal } = core.loadExtScript("ext:portcullis/globals.js");
@@ -62,6 +63,49 @@ class Context {
   }
 }
 
+// What a `Request` of a client's stands on. The platform's scripts make an object with accessors of its own for each, which costs
+// more than all else that they do for a request.
+class IncomingRequest {
+  #id;
+  #url;
+  #fields = null;
+  redirectMode = "follow";
+  redirectCount = 0;
+  clientRid = null;
+  blobUrlEntry = null;
+  constructor(id, method, url, body) {
+    this.#id = id;
+    this.#url = url;
+    this.method = method;
+    this.body = body;
+  }
+  get headerList() {
+    if (this.#fields === null) {
+      try {
+        this.#fields = op_operator_request_headers(this.#id);
+      } catch {
+        throw new TypeError("the request's fields are gone: it was answered before they were read");
+      }
+    }
+    return this.#fields;
+  }
+  set headerList(fields) {
+    this.#fields = fields;
+  }
+  url() {
+    return this.#url;
+  }
+  currentUrl() {
+    return this.#url;
+  }
+  // Called when somebody asks for its signal.
+  onCancel(then) {
+    MapPrototypeSet(cancellations, this.#id, then);
+  }
+}
+// What it lacks is not looked for where an operator could put it.
+ObjectSetPrototypeOf(IncomingRequest.prototype, null);
+
 function tellIfSettled() {
   if (stopping && SetPrototypeGetSize(pending) === 0) op_operator_settled();
 }
@@ -92,14 +136,12 @@ async function dispatch(id, method, url, requestId, body) {
   try {
     // Travels with every promise and timer, so that CPU time can be charged to the request that uses it.
     core.setAsyncContext(id);
-    const inner = newInnerRequest(
+    const inner = new IncomingRequest(
+      id,
       method,
       url,
-      () => op_operator_request_headers(id),
       body === undefined ? incomingBody(id) : body === null ? null : new InnerBody({ body, consumed: false }),
-      false,
     );
-    inner.onCancel = (then) => MapPrototypeSet(cancellations, id, then);
     answer(id, await handler(fromInnerRequest(inner, "immutable"), env, new Context(requestId)));
   } catch (error) {
     fail(id, error);

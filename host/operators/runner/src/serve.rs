@@ -329,6 +329,7 @@ impl Engine {
 
     /// Everything that happens without waiting for anything but events.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Next>> {
+        let mut was_polled = false;
         loop {
             if self.surroundings.watch.verdict().is_some() {
                 return Poll::Ready(Ok(Next::Decided));
@@ -336,6 +337,7 @@ impl Engine {
             let mut idle = true;
             while let Poll::Ready(Some(id)) = self.closings.poll_recv(context) {
                 self.close(id);
+                idle = false;
             }
             // A few at a time: their answers should not wait for the last one.
             for _ in 0..16 {
@@ -356,6 +358,11 @@ impl Engine {
                     return Poll::Ready(Ok(Next::Decided));
                 }
             }
+            // With nothing new, the isolate has said already that it waits.
+            if idle && was_polled {
+                return Poll::Pending;
+            }
+            was_polled = true;
             if let Some(isolate) = &mut self.isolate
                 && let Poll::Ready(Err(error)) = isolate.poll(context)
                 && self.surroundings.watch.verdict().is_none()
@@ -363,9 +370,6 @@ impl Engine {
                 self.surroundings.output.borrow_mut().write(&format!("{error}\n"));
             }
             self.surroundings.output.borrow_mut().flush();
-            if idle && self.surroundings.watch.verdict().is_none() {
-                return Poll::Pending;
-            }
         }
     }
 
