@@ -6,22 +6,37 @@ use portcullis_tests::{completeness, places};
 
 use crate::{Author, run, same_versions, target};
 
-#[test]
-fn a_new_filter_on_the_sdk_alone_builds_and_runs_on_every_host() {
+/// Makes a filter outside of a checkout, builds it with `build`, and has `passing` say that its native tests pass.
+fn check_alone(name: &str, more: &[&str], build: &str, passing: &[&str]) {
     let author = Author::new();
-    author.portcullis(author.folder.path(), &["new", "filter", "plain-guard"]);
-    let filter = author.at("plain-guard");
+    author.portcullis(author.folder.path(), &[&["new", "filter", name], more].concat());
+    let filter = author.at(name);
     same_versions(&filter);
-    let manifest = std::fs::read_to_string(filter.join("Cargo.toml")).expect("a manifest");
-    assert!(!manifest.contains("path =") && !manifest.contains("git ="), "nothing but crates.io:\n{manifest}");
     author.cargo(&filter, &["fmt", "--check"]);
     let said = author.cargo(&filter, &["test"]);
-    assert!(said.contains("3 passed"), "{said}");
-    author.cargo(&filter, &["wasm"]);
+    for test in passing {
+        assert!(said.contains(test), "{said}");
+    }
+    author.cargo(&filter, &[build]);
     let said = author.portcullis(&filter, &["test", "--host", "harness", "--host", "host", "--host", "envoy"]);
-    assert!(said.contains("9 passed, 0 failed"), "{said}");
+    assert!(said.contains("9 passed, 0 failed") && !said.contains("warning"), "{said}");
     let said = author.portcullis(&filter, &["trace", "scenarios/denied.yaml"]);
     assert!(said.contains("proxy_send_local_response"), "{said}");
+    let manifest = std::fs::read_to_string(filter.join("Cargo.toml")).expect("a manifest");
+    let from_elsewhere = manifest.contains("path =") || manifest.contains("git =");
+    assert_eq!(from_elsewhere, !more.is_empty(), "without a kit nothing but crates.io:\n{manifest}");
+}
+
+#[test]
+fn a_new_filter_on_the_sdk_alone_builds_and_runs_on_every_host() {
+    check_alone("plain-guard", &[], "wasm", &["3 passed"]);
+}
+
+#[test]
+fn a_new_filter_on_the_kit_builds_and_runs_on_every_host() {
+    let checkout = places::workspace().display().to_string();
+    let passing = ["test the_schema_for_editors_is_up_to_date ... ok", "2 passed"];
+    check_alone("kit-guard", &["--kit", &checkout], "wasm-dev", &passing);
 }
 
 /// A copy of what cargo needs of the workspace.
