@@ -40,6 +40,8 @@ impl Author {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(folder);
         command.env("CARGO_TARGET_DIR", target()).env("CARGO_NET_OFFLINE", "true").env_remove("PORTCULLIS_FILTERS");
+        // No folder is met again, so nothing of it would be of use.
+        command.env("CARGO_INCREMENTAL", "0");
         if let Some(flags) = wasm_flags() {
             command.env("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", flags);
         }

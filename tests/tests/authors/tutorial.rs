@@ -32,6 +32,7 @@ fn a_stranger_who_follows_the_tutorial_and_its_guides_has_a_filter_in_envoy() {
         ("CARGO_TARGET_DIR".to_owned(), String::new()),
         ("PORTCULLIS_FILTERS".to_owned(), String::new()),
         ("CARGO_NET_OFFLINE".to_owned(), "true".to_owned()),
+        ("CARGO_INCREMENTAL".to_owned(), "0".to_owned()),
     ];
     variables.extend(wasm_flags().map(|flags| ("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS".to_owned(), flags)));
     // The page names where the programs usually lie; where they lie elsewhere, they are found here.
