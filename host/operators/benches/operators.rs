@@ -133,7 +133,11 @@ impl Drop for Proxy {
 fn portcullis() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.parent()?.join("portcullis")));
     let path = std::env::var_os("PORTCULLIS_BIN").map(PathBuf::from).or(beside).unwrap_or_default();
-    assert!(path.is_file(), "there is no `{}`: run `cargo build --release --bins`", path.display());
+    assert!(
+        path.is_file(),
+        "there is no `{}`: run `cargo build --release --bin portcullis --bench operators`",
+        path.display()
+    );
     path
 }
 
