@@ -836,7 +836,7 @@ fn answer_of(answer: &CalloutAnswer) -> Option<CallAnswer> {
         }
         // No HTTP client asks for this.
         CalloutAnswer::Grpc(_) => answer_of(&CalloutAnswer::from(415)),
-        CalloutAnswer::Refused => Some(CallAnswer::unavailable("reset reason: connection refused")),
+        CalloutAnswer::Refused => Some(CallAnswer::unavailable("reset reason: remote connection failure")),
         CalloutAnswer::Timeout => None,
         CalloutAnswer::Reset => Some(CallAnswer::Reset),
     }

@@ -14,6 +14,7 @@
 //! * [`outcome`]: what came of a row, and which values in it are of no account
 //! * [`origin`]: the server behind the hosts
 //! * [`stage`]: the hosts, and how a row is run on one
+//! * [`simulated`]: a row in the harness, beside what Envoy said
 //! * [`suite`]: rows, outcomes and verdicts together
 
 pub mod conversation;
@@ -23,6 +24,7 @@ pub mod page;
 pub mod policy;
 pub mod row;
 pub mod rows;
+pub mod simulated;
 pub mod stage;
 pub mod suite;
 pub mod transcript;

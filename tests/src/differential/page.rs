@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::row::Row;
+use super::simulated::{self, Asked};
 use super::suite::Compared;
 
 /// Deviations that no row can show, and the test that does: they take two requests at once, a gRPC server, a stats sink, or a
@@ -64,6 +65,12 @@ pub fn render(seen: &[(&Row, &Compared)]) -> String {
          the same modules, the same policy, the same requests. Of {} questions, {agree} have the same answer in both, byte for \
          byte. The others are deviations that we chose; `docs/abi.md` gives the reason of each.\n",
         seen.len()
+    );
+    let simulated = seen.iter().filter(|(row, _)| simulated::asked(row) == Asked::Same).count();
+    let _ = writeln!(
+        page,
+        "{simulated} of them have it in the harness, too, as far as it goes without connections: what filters are told and \
+         answered, and the client's status (`tests/tests/simulated.rs`).\n",
     );
     let mut areas: Vec<&str> = Vec::new();
     for (row, _) in seen {

@@ -126,7 +126,7 @@ impl Stage {
         let pace = Pace::new(&self.transcripts, &row.id);
         let origin_pace = Pace::new(&self.transcripts, &row.id);
         self.origin.answer(step.response.clone(), move |piece| origin_pace.wait(piece));
-        let request = self.request(row, step);
+        let request = request(row, step);
         let deadline = Instant::now() + ROW_TIME_MAX;
         let response = loop {
             let response = client::send_paced(self.server.address(), &request, ROW_TIME_MAX, |piece| pace.wait(piece))?;
@@ -178,20 +178,6 @@ impl Stage {
         converse(address, &self.tcp, &row.conversation, &told, &said, outcome)
     }
 
-    fn request(&self, row: &Row, step: &Step) -> RequestPlan {
-        let mut request = step.request.clone();
-        let chain = match (row.plugins.is_empty(), row.strict) {
-            (true, false) => format!("/{SHARED}/{}", row.slug()),
-            (true, true) => format!("/{STRICT}/{}", row.slug()),
-            (false, _) => format!("/{}/", row.slug()),
-        };
-        request.path = format!("{chain}{}", request.path);
-        let script = step.script.as_ref().unwrap_or(&row.script);
-        // Callouts name the row in their path, so that one that comes late is no other row's.
-        request.fields.push("x-calls", script_field(&row.id, &script.replace("ROW", &row.slug())));
-        request
-    }
-
     /// Waits until the row's guests have told everything.
     fn finish(&self, row: &Row) -> Result<(), String> {
         if let Some(until) = row.until
@@ -225,6 +211,21 @@ impl Stage {
         }
         Err("the request after it has not ended".to_owned())
     }
+}
+
+/// A step's request, with the script that its guests follow.
+pub fn request(row: &Row, step: &Step) -> RequestPlan {
+    let mut request = step.request.clone();
+    let chain = match (row.plugins.is_empty(), row.strict) {
+        (true, false) => format!("/{SHARED}/{}", row.slug()),
+        (true, true) => format!("/{STRICT}/{}", row.slug()),
+        (false, _) => format!("/{}/", row.slug()),
+    };
+    request.path = format!("{chain}{}", request.path);
+    let script = step.script.as_ref().unwrap_or(&row.script);
+    // Callouts name the row in their path, so that one that comes late is no other row's.
+    request.fields.push("x-calls", script_field(&row.id, &script.replace("ROW", &row.slug())));
+    request
 }
 
 /// Lets a piece of a body go when the guest has told of the one before.
