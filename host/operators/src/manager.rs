@@ -841,17 +841,15 @@ impl Manager {
         let idle = pool.operator.replicas.idle;
         loop {
             let alive = pool.processes.load().len();
-            let wanted = alive < least || (pool.waiting.load(Ordering::Acquire) > 0 && alive < most);
+            // Who waits while there is room is about to take it, and asks again if somebody else was faster.
+            let needs_room = || pool.waiting.load(Ordering::Acquire) > 0 && !pool.has_room();
+            let wanted = alive < least || (alive < most && needs_room());
             let pause = backoff.until(Instant::now());
             if wanted && pause.is_none() && !*stopping.borrow() {
                 match self.serving(&pool, None).await {
                     Ok(process) => {
                         Self::report_end(&process, &ended);
                         pool.add(&process);
-                        // What waits may want more than this one; look again when it says so.
-                        if alive + 1 >= least {
-                            tokio::task::yield_now().await;
-                        }
                     }
                     Err(error) => {
                         let (cause, message) = match &error {

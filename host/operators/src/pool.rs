@@ -112,6 +112,11 @@ impl Pool {
             .rcu(|processes| processes.iter().filter(|other| other.id != process.id).cloned().collect::<Vec<_>>());
     }
 
+    /// Whether some process takes another request.
+    pub(crate) fn has_room(&self) -> bool {
+        self.processes.load().iter().any(|process| process.has_room())
+    }
+
     /// The place in the process with the fewest requests.
     fn try_acquire(&self) -> Option<Flight> {
         let processes = self.processes.load();

@@ -203,10 +203,19 @@ impl Process {
         listen(self.private.as_fd())
     }
 
+    fn takes_requests(&self) -> bool {
+        self.is_alive() && !self.suspect.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        let is_free = |assigned: &Assigned| assigned.in_flight.load(Ordering::Acquire) < assigned.slots.len();
+        self.takes_requests() && self.assigned.get().is_some_and(is_free)
+    }
+
     /// Takes a place for a request, if one is free and the process fit.
     pub(crate) fn acquire(self: &Arc<Self>) -> Option<Flight> {
         let assigned = self.assigned.get()?;
-        if !self.is_alive() || self.suspect.load(Ordering::Acquire) || self.stopping.load(Ordering::Acquire) {
+        if !self.takes_requests() {
             return None;
         }
         let index = assigned

@@ -489,7 +489,10 @@ async fn processes_come_with_demand_and_go_with_idleness(engine: Kind) {
     let answers = tokio::join!(host.get("s", "/"), host.get("s", "/"), host.get("s", "/"));
     assert!(answers.0.is_ok() && answers.1.is_ok() && answers.2.is_ok(), "{answers:?}");
     eventually("none is left", async || host.pids("s").await.is_empty()).await;
+    // One request, one process: who waits for it is not counted again once it is there.
+    let before = host.metric("portcullis_operator_starts_total.operator.s");
     assert_eq!(host.text("s", "/").await, "ok");
+    assert_eq!(host.metric("portcullis_operator_starts_total.operator.s"), before + 1);
 }
 
 /// Its first start is quick. A later one takes for ever, and a request waits for it only so long.
