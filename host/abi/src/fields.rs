@@ -214,7 +214,9 @@ impl FieldMap {
         let line = if name.iter().any(u8::is_ascii_uppercase) {
             self.lines.iter().find(|line| self.is_named(**line, name))?
         } else {
-            self.lines.iter().find(|line| self.arena.get(line.name_range()) == Some(name))?
+            let is_it =
+                |line: &Line| line.name_len as usize == name.len() && self.arena.get(line.name_range()) == Some(name);
+            self.lines.iter().find(|line| is_it(line))?
         };
         Some(&self.arena[line.value_range()])
     }
