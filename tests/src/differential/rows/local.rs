@@ -106,10 +106,6 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("local_response/response_trailers", "From the response's trailers it is too late.")
             .script("response_trailers: proxy_send_local_response 502 \"\" \"late\" { } -1\nresponse_trailers: return 1")
             .steps([full()]),
-        Row::new("local_response/in_done", "An answer when the context is done ends Envoy.")
-            .script("done: proxy_send_local_response 502 \"\" \"late\" { } -1")
-            .alone()
-            .deviates("an answer when the stream is over"),
         Row::new("local_response/grpc_last", "The last status that gRPC has.")
             .script("request_headers: proxy_send_local_response 403 \"\" \"no\" { } 16\nrequest_headers: return 1\nresponse_headers: proxy_get_header_map_pairs 2")
             .steps([Step::default().method("POST").field("content-type", "application/grpc")]),
