@@ -51,6 +51,9 @@ const PING: Duration = Duration::from_millis(500);
 /// How long it may take in any case.
 const PING_STARVED: Duration = Duration::from_secs(5);
 const LAUNCH: Duration = Duration::from_secs(10);
+/// From the moment when a process that was ready is taken until another one is made ready. Whoever took it waits for an answer, and
+/// a start takes as much CPU as several first answers.
+const REFILL_AFTER: Duration = Duration::from_millis(20);
 /// What an engine without an operator may take beyond an operator's budget, resident.
 const ENGINE_RESIDENT_BYTES: u64 = 64 << 20;
 /// Operators that are brought up at the same time.
@@ -1040,6 +1043,7 @@ impl Manager {
         loop {
             let Some(class) = self.class_in_need() else {
                 self.refill.notified().await;
+                tokio::time::sleep(REFILL_AFTER).await;
                 continue;
             };
             if let Some(until) = backoff.until(Instant::now()) {
