@@ -2,6 +2,7 @@
 
 use portcullis_harness::{FieldLines, ObservedRequest, ObservedResponse};
 
+use super::row::Row;
 use super::transcript::Told;
 
 /// What came of a row on one host.
@@ -12,8 +13,20 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of what guests told, that which the row asks for.
+    pub fn told(&mut self, row: &Row, told: &Told) {
+        if row.root {
+            self.root(told, row.until);
+        }
+        if row.coarse {
+            self.callbacks(told);
+        } else {
+            self.streams(told, row.plugins.is_empty());
+        }
+    }
+
     /// What the root context told, in the VM that the row is about.
-    pub fn root(&mut self, told: &Told, until: Option<&str>) {
+    fn root(&mut self, told: &Told, until: Option<&str>) {
         let wanted =
             |lines: &&(String, Vec<String>)| until.is_none_or(|until| lines.1.iter().any(|l| l.contains(until)));
         // Envoy makes a VM on trial first and throws it away. The last one serves.
@@ -27,13 +40,13 @@ impl Outcome {
     }
 
     /// What streams told; ids of calls are of no account in a VM that the row shares with others.
-    pub fn streams(&mut self, told: &Told, shared: bool) {
+    fn streams(&mut self, told: &Told, shared: bool) {
         let lines = told.streams.iter().map(|line| plain(line));
         self.lines.extend(lines.map(|line| if shared { without_call_id(&line) } else { line }));
     }
 
     /// What streams told, every callback once and without its arguments.
-    pub fn callbacks(&mut self, told: &Told) {
+    fn callbacks(&mut self, told: &Told) {
         for line in told.streams.iter().filter(|line| !line.starts_with(' ')) {
             let callback = line.split_once('(').map_or(line.as_str(), |(callback, _)| callback).to_owned();
             if !self.lines.contains(&callback) {

@@ -93,14 +93,7 @@ fn run(row: &Row) -> Result<Outcome, String> {
     if row.alone {
         outcome.lines.push("host: it starts".to_owned());
     }
-    if row.root {
-        outcome.root(&told, row.until);
-    }
-    if row.coarse {
-        outcome.callbacks(&told);
-    } else {
-        outcome.streams(&told, row.plugins.is_empty());
-    }
+    outcome.told(row, &told);
     outcome.lines.append(&mut seen.lines);
     Ok(comparable(&outcome))
 }

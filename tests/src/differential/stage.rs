@@ -97,14 +97,7 @@ impl Stage {
             format!("{host}: {error}; its guest told\n{roots}\n{streams}\nlog of {host}:\n{}", self.server.log())
         })?;
         let mut outcome = Outcome::default();
-        if row.root {
-            outcome.root(&told, row.until);
-        }
-        if row.coarse {
-            outcome.callbacks(&told);
-        } else {
-            outcome.streams(&told, row.plugins.is_empty());
-        }
+        outcome.told(row, &told);
         outcome.lines.append(&mut seen.lines);
         if !row.metrics.is_empty() {
             let counters = self.server.counters()?;
