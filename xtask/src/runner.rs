@@ -67,9 +67,14 @@ pub(crate) fn ensure(workspace: &Workspace, release: bool, progress: Progress) -
         progress.found(Mark::Good, NAME, &how, started.elapsed());
         return Ok(Runner::At(path));
     }
+    let profile = if release { "release" } else { "debug" };
+    // Beside `portcullis`, which looks for it there.
+    let place = workspace.target.join(profile).join(NAME);
     let v8 = match find_v8(workspace) {
         Ok(v8) => v8,
         Err(why) => {
+            // One that other sources made would be found and used all the same.
+            let _ = fs::remove_file(&place);
             progress.found(Mark::Missing, NAME, &format!("operators run on Deno: {why}"), started.elapsed());
             return Ok(Runner::Without(why));
         }
@@ -80,10 +85,7 @@ pub(crate) fn ensure(workspace: &Workspace, release: bool, progress: Progress) -
         cargo.arg("--release");
     }
     run_shown(&mut cargo)?;
-    let profile = if release { "release" } else { "debug" };
     let built = target(workspace).join(profile).join(NAME);
-    // Beside `portcullis`, which looks for it there.
-    let place = workspace.target.join(profile).join(NAME);
     put(&built, &place)?;
     let said = query(Command::new(&place).arg("--version"))?;
     let how = format!("{} at {}", said.trim(), shown(&place, &workspace.root));
