@@ -771,8 +771,8 @@ impl Worker {
 
     fn end_root(&mut self, vm: u64, root: u32) {
         let Some(slot) = self.vms.iter().position(|place| place.id == vm) else { return };
-        self.drop_calls(|call, pending| call.vm == vm && pending.root == root);
         self.run(slot, None, |vm| vm.delete(root));
+        self.drop_calls(|call, pending| call.vm == vm && pending.root == root);
     }
 
     fn now(&self) -> Duration {

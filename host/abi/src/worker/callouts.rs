@@ -120,26 +120,33 @@ impl Worker {
         calls.sort_unstable();
         for call in calls {
             self.calls.remove(&call);
+            let vms = self.vms.iter_mut().filter(|place| place.id == call.vm);
+            for vm in vms.filter_map(|place| place.vm.as_mut()) {
+                vm.state_mut().calls.remove(&call.token);
+            }
             self.actions.push_back(Action::CancelCall(call));
         }
     }
 
-    /// Does what a guest asked for.
+    /// Does what a guest asked for. A root that was deleted meanwhile gets nothing.
     pub(super) fn carry_out(&mut self, slot: usize, request: CallRequest) {
         let id = CallId { vm: self.vms[slot].id, token: request.token() };
         match request {
             CallRequest::Http { owner, upstream, fields, body, trailers, timeout } => {
-                let plugin = self.begin(slot, id, owner, None);
+                let Some(plugin) = self.begin(slot, id, owner, None) else { return };
                 let call = Call { plugin, upstream, fields, body, trailers, timeout };
                 self.actions.push_back(Action::Call(id, call));
             }
             CallRequest::Grpc { owner, upstream, fields, timeout, message_bytes_max } => {
                 let unary = CallKind::of(owner.token) == Some(CallKind::GrpcCall);
-                let plugin = self.begin(slot, id, owner, Some(Answer::new(unary, message_bytes_max)));
+                let answer = Answer::new(unary, message_bytes_max);
+                let Some(plugin) = self.begin(slot, id, owner, Some(answer)) else { return };
                 self.actions.push_back(Action::GrpcOpen(id, GrpcOpen { plugin, upstream, fields, timeout }));
             }
             CallRequest::Send { bytes, end_of_stream, .. } => {
-                self.actions.push_back(Action::GrpcSend(id, bytes, end_of_stream));
+                if self.calls.contains_key(&id) {
+                    self.actions.push_back(Action::GrpcSend(id, bytes, end_of_stream));
+                }
             }
             CallRequest::Overflow { .. } => {
                 if let Some(answer) = self.calls.get_mut(&id).and_then(|pending| pending.grpc.as_mut()) {
@@ -148,17 +155,23 @@ impl Worker {
                 }
             }
             CallRequest::Cancel { .. } => {
-                self.calls.remove(&id);
-                self.actions.push_back(Action::CancelCall(id));
+                if self.calls.remove(&id).is_some() {
+                    self.actions.push_back(Action::CancelCall(id));
+                }
             }
         }
     }
 
-    /// Notes a callout; gives its plugin's name.
-    fn begin(&mut self, slot: usize, id: CallId, owner: CallOwner, grpc: Option<Answer>) -> String {
+    /// Notes a callout; gives its plugin's name, or nothing if its root is gone.
+    fn begin(&mut self, slot: usize, id: CallId, owner: CallOwner, grpc: Option<Answer>) -> Option<String> {
+        let state = self.vms[slot].vm.as_mut()?.state_mut();
+        let Some(root) = state.roots.get(&owner.root) else {
+            state.calls.remove(&id.token);
+            return None;
+        };
+        let plugin = root.plugin.name.clone();
         let pending = PendingCall { slot, root: owner.root, stream: owner.stream, grpc: grpc.map(Box::new) };
         self.calls.insert(id, pending);
-        let root = self.vms[slot].vm.as_ref().and_then(|vm| vm.state().roots.get(&owner.root));
-        root.map_or_else(String::new, |root| root.plugin.name.clone())
+        Some(plugin)
     }
 }

@@ -146,6 +146,26 @@ fn a_root_context_gets_the_answers_it_waits_for_and_none_after_its_end() {
 }
 
 #[test]
+fn what_a_root_context_opens_while_it_is_deleted_is_not_begun() {
+    let mut host = Host::new(vec![plugin(
+        r#"(data (i32.const 16) "auth")
+           (func $open (result i32)
+             (call $grpc_stream (i32.const 16) (i32.const 4) (i32.const 16) (i32.const 1) (i32.const 17) (i32.const 1)
+               (i32.const 0) (i32.const 0) (i32.const 8)))
+           (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.eqz (call $open)))
+           (func (export "proxy_on_delete") (param i32)
+             (call $say_number (call $grpc_close (i32.load (i32.const 8))))
+             (call $say_number (call $open))
+             (call $say_number (call $grpc_send (i32.load (i32.const 8)) (i32.const 16) (i32.const 4) (i32.const 0))))"#,
+    )]);
+    host.seen();
+    host.worker.shutdown();
+    assert_eq!(host.world.take_log(), "000");
+    assert_eq!(host.seen(), ["send b\"\".", "cancel call"]);
+    assert!(host.worker.has_ended());
+}
+
+#[test]
 fn a_guest_that_traps_at_the_end_has_ended() {
     let mut host = Host::new(vec![plugin(
         r#"(func (export "proxy_on_done") (param i32) (result i32) unreachable)
