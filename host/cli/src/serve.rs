@@ -21,7 +21,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     policy: PolicyFile,
     /// Once every socket listens, write the bound addresses to this file, as one JSON object: `{"listeners": {"public":
-    /// "127.0.0.1:8080"}, "admin": "127.0.0.1:9901", "pid": 4711}`. The file appears whole or not at all.
+    /// "127.0.0.1:8080"}, "admin": "127.0.0.1:9901", "pid": 4711}`. The file appears whole or not at all; one that an earlier
+    /// start has left is removed at once.
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Seconds that requests under way may take after the first SIGTERM or SIGINT.
@@ -36,6 +37,14 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(path) = &arguments.ready_file {
+        // Whoever waits for this file must not find the addresses of an earlier start.
+        let removed = std::fs::remove_file(path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
+        removed.map_err(|error| no_ready_file(path, &error))?;
+    }
     let policy = arguments.policy.load()?;
     let _logging = logging::start(&policy.logging, if arguments.lint { Lint::Shown } else { Lint::Hidden });
     // Signals count from here on: one that comes during the start ends it as soon as it is through.
@@ -58,11 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if let Some(path) = &arguments.ready_file
             && let Err(error) = write_ready_file(path, handle)
         {
-            let message = format!(
-                "cannot write the ready file `{}`: {error}\n  hint: its folder must exist and be writable",
-                path.display()
-            );
-            ready_failure = Some(Failure::Configuration(message));
+            ready_failure = Some(no_ready_file(path, &error));
             handle.shutdown_now();
         }
     });
@@ -95,6 +100,13 @@ fn scheme(listener: &Listener) -> &'static str {
         (Service::Tcp(_), None) => "tcp",
         (Service::Tcp(_), Some(_)) => "tls",
     }
+}
+
+fn no_ready_file(path: &Path, error: &io::Error) -> Failure {
+    Failure::Configuration(format!(
+        "cannot write the ready file `{}`: {error}\n  hint: its folder must exist and be writable",
+        path.display()
+    ))
 }
 
 fn write_ready_file(path: &Path, handle: &Handle) -> io::Result<()> {

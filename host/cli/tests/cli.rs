@@ -286,6 +286,20 @@ fn serve_warns_of_what_filters_do_in_vain_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_ready_file_of_an_earlier_start_is_gone_from_the_beginning() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ready_file = folder.path().join("ready.json");
+    std::fs::write(&ready_file, r#"{"listeners":{"public":"127.0.0.1:1"}}"#).expect("a file");
+    let policy = write_policy(folder.path(), "routes: [").display().to_string();
+    let ready = ready_file.display().to_string();
+    check_failure(&["serve", &policy, "--ready-file", &ready], 2);
+    assert!(!ready_file.exists());
+    // A folder cannot be replaced by a file: said before anything is served.
+    let said = check_failure(&["serve", &policy, "--ready-file", &folder.path().display().to_string()], 2);
+    assert!(said.contains("ready file") && said.contains("hint: "), "{said}");
+}
+
+#[test]
 fn a_ready_file_that_cannot_be_written_ends_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let policy = write_policy(folder.path(), HELLO).display().to_string();
