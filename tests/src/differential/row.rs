@@ -1,5 +1,7 @@
 //! [`Row`]: one question to both hosts.
 
+use std::time::Duration;
+
 use portcullis_harness::{Callout, CalloutAnswer, FieldLines, RequestPlan, ResponsePlan};
 use serde_json::{Value, json};
 
@@ -177,6 +179,13 @@ impl Step {
             trailers: FieldLines::new(),
         };
         self.callouts.push(Callout::always(response));
+        self
+    }
+
+    /// The upstream `callee` takes so long, so that what is on its way meanwhile comes first.
+    #[must_use]
+    pub fn callee_takes(mut self, delay: Duration) -> Step {
+        self.callouts.iter_mut().for_each(|callout| callout.delay = delay);
         self
     }
 

@@ -26,7 +26,6 @@ const LENGTHS: &str = "fields of connections have their lengths";
 const ELSEWISE: &[(&str, &str)] = &[
     ("contexts/no_upstream", ROUTES),
     ("flow/hold_all_body_waits", PIECES),
-    ("flow/response_held", PIECES),
     ("flow/stop_all_buffer", PIECES),
     ("flow/stop_all_watermark", PIECES),
     ("http_call/broken_off", "an answer that breaks off is planned as such there, not sent"),

@@ -1,5 +1,7 @@
 //! Pausing, buffering, ends of streams.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::full;
@@ -97,7 +99,8 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("flow/response_held", "A response paused at its headers and resumed by a callout's answer.")
             .script("response_headers: return 1\nresponse_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_add_header_map_value 2 \"x-late\" \"1\"\nhttp_call_response: proxy_get_header_map_value 0 \":method\"\nhttp_call_response: proxy_continue_stream 1\nresponse_body: proxy_get_buffer_bytes 1 0 100")
             .strict()
-            .steps([Step::get().callee(200, &[], "go")]),
+            // The body arrives while the headers wait. Were it on its way when they go on, Envoy might tell of its end apart.
+            .steps([Step::get().callee(200, &[], "go").callee_takes(Duration::from_millis(400))]),
         Row::new("flow/answer_is_out_of_range", "An action that does not exist is the strictest stop.")
             .script("request_headers: return 77\nrequest_headers: proxy_http_call \"callee\" { \":method\" \"GET\", \":path\" \"/ROW\", \":authority\" \"callee\" } \"\" { } 1000\nhttp_call_response: proxy_set_effective_context $context\nhttp_call_response: proxy_continue_stream 0")
             .steps([Step::post(&["one"]).callee(200, &[], "go")])
