@@ -6,10 +6,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use portcullis_syscalls::List;
+use seccompiler::{BackendError, BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 /// Allowed with any arguments: memory, time, what is open already, and the threads that there are.
 const ALLOWED: &[i64] = &[
@@ -80,17 +78,17 @@ pub(crate) fn confine(interpreter_only: bool) -> io::Result<()> {
 }
 
 fn compile(interpreter_only: bool) -> Result<BpfProgram, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).collect();
+    let mut plain = [ALLOWED, ALLOWED_HERE].concat();
+    let mut rules = BTreeMap::new();
     for (number, argument) in PROTECTING {
-        let rule = if interpreter_only {
+        if interpreter_only {
             let execute = u64::try_from(libc::PROT_EXEC).unwrap_or(4);
             let not = SeccompCmpOp::MaskedEq(execute);
-            vec![SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, not, 0)?])?]
+            let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, not, 0)?;
+            rules.insert(number, vec![SeccompRule::new(vec![condition])?]);
         } else {
-            Vec::new()
-        };
-        rules.insert(number, rule);
+            plain.push(number);
+        }
     }
     // Ends itself when it must (`abort`), and nobody else.
     let own = u64::from(std::process::id());
@@ -101,13 +99,7 @@ fn compile(interpreter_only: bool) -> Result<BpfProgram, BackendError> {
         SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, operation)?])
     });
     rules.insert(libc::SYS_prctl, names.into_iter().collect::<Result<_, _>>()?);
-    SeccompFilter::new(
-        rules,
-        SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(1)),
-        SeccompAction::Allow,
-        TargetArch::try_from(std::env::consts::ARCH)?,
-    )?
-    .try_into()
+    List { plain, conditional: rules, unknown: Vec::new() }.compile()
 }
 
 #[cfg(test)]

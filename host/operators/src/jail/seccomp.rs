@@ -6,12 +6,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, sock_filter,
-};
-
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+use portcullis_syscalls::List;
+use seccompiler::{BackendError, BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 /// Calls that are allowed with any arguments: memory, time, threads' own affairs, and files and sockets that are
 /// already open or that Landlock and the root decide about.
@@ -171,9 +167,7 @@ pub(super) fn compile(
     own_pid_namespace: bool,
     may_restrict_itself: bool,
 ) -> Result<BpfProgram, BackendError> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).collect();
-
+    let mut rules = BTreeMap::new();
     let unix = u64::try_from(libc::AF_UNIX).unwrap_or(1);
     rules.insert(libc::SYS_socket, any_of(0, &[unix])?);
     rules.insert(libc::SYS_socketpair, any_of(0, &[unix])?);
@@ -205,28 +199,8 @@ pub(super) fn compile(
     // Its own limits, which it can only lower.
     rules.insert(libc::SYS_prlimit64, any_of(0, &[0, own])?);
 
-    let allow = SeccompFilter::new(
-        rules,
-        SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(1)),
-        SeccompAction::Allow,
-        arch,
-    )?;
-    let listed: BpfProgram = allow.try_into()?;
-    // One program instead of two: the kernel translates each one to machine code, which takes it longer than all that
-    // happens here. Jumps are relative, so the list does not mind what stands before it.
-    Ok(no_clone3().into_iter().chain(listed).collect())
-}
-
-/// Answers `clone3` with ENOSYS and goes on otherwise. The list itself has one answer only for what it does not allow.
-fn no_clone3() -> [sock_filter; 3] {
-    // Classic BPF (seccomp(2)): load the call's number, compare it, skip the next instruction unless it is the one.
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
-    let number = u32::try_from(libc::SYS_clone3).unwrap_or(u32::MAX);
-    let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
-    [instruction(LOAD_WORD, 0, 0, 0), instruction(JUMP_IF_EQUAL, 0, 1, number), instruction(RETURN, 0, 0, unknown)]
+    let plain = [ALLOWED, ALLOWED_HERE].concat();
+    List { plain, conditional: rules, unknown: vec![libc::SYS_clone3] }.compile()
 }
 
 pub(super) fn install(program: &BpfProgram) -> io::Result<()> {
