@@ -382,8 +382,9 @@ struct Starts {
     engine: Arc<dyn Engine>,
     cold: Operators,
     warm: Operators,
-    sleepy: Operators,
-    times: [Vec<f64>; 4],
+    /// Without and with a process that is kept ready.
+    sleepy: [Operators; 2],
+    times: [Vec<f64>; 5],
 }
 
 #[expect(clippy::print_stdout, reason = "a program")]
@@ -400,7 +401,7 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
             engine: Arc::clone(engine),
             cold: host(&cold_settings, engine),
             warm: host(&warm_settings, engine),
-            sleepy: host(&warm_settings, engine),
+            sleepy: [&cold_settings, &warm_settings].map(|settings| host(settings, engine)),
             times: Default::default(),
         })
         .collect();
@@ -415,8 +416,10 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
             let mut config = OperatorConfig::new("main.js");
             config.replicas.min = 0;
             config.replicas.idle = Duration::from_millis(20);
-            let operator = config.compile("sleepy", path, &warm_settings).expect("a configuration");
-            of.sleepy.apply(vec![operator]).await.expect("it is served");
+            for (sleepy, settings) in of.sleepy.iter().zip([&cold_settings, &warm_settings]) {
+                let operator = config.compile("sleepy", path, settings).expect("a configuration");
+                sleepy.apply(vec![operator]).await.expect("it is served");
+            }
         }
         for round in 0..ROUNDS {
             let started = Instant::now();
@@ -426,14 +429,19 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
             drop(bare);
             for of in &mut all {
                 of.times[0].push(start(&of.cold, path, &cold_settings, &format!("cold-{round}")).await);
-                for host in [&of.warm, &of.sleepy] {
+                let [cold_sleepy, warm_sleepy] = &of.sleepy;
+                for host in [&of.warm, warm_sleepy] {
                     while host.status().await.iter().all(|one| one.operator.is_some()) {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                 }
+                while !cold_sleepy.status().await.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                of.times[1].push(start(&of.warm, path, &warm_settings, &format!("warm-{round}")).await);
-                of.times[2].push(wake(&of.sleepy, "sleepy").await);
+                of.times[1].push(wake(cold_sleepy, "sleepy").await);
+                of.times[2].push(start(&of.warm, path, &warm_settings, &format!("warm-{round}")).await);
+                of.times[3].push(wake(warm_sleepy, "sleepy").await);
             }
         }
     });
@@ -441,13 +449,14 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
         for of in &mut all {
             let doctor = Doctor::examine(&cold_settings, &*of.engine).expect("a look");
             #[expect(clippy::cast_precision_loss, reason = "microseconds")]
-            of.times[3].push(doctor.setup_microseconds as f64 / 1000.0);
+            of.times[4].push(doctor.setup_microseconds as f64 / 1000.0);
         }
     }
     let bare_cold = median(&mut bare_times);
     row("bare `deno serve`, warm cache", &mut bare_times, bare_cold);
     let rows = [
         "new operator, cold, confined",
+        "sleeping operator, cold, confined",
         "new operator, prewarmed process",
         "sleeping operator, prewarmed process",
         "isolation set up (part of cold)",
@@ -459,7 +468,7 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
     }
     runtime.block_on(async {
         for of in all {
-            for host in [of.cold, of.warm, of.sleepy] {
+            for host in [of.cold, of.warm].into_iter().chain(of.sleepy) {
                 host.stop().await;
             }
         }
