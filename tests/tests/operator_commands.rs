@@ -204,6 +204,18 @@ fn dev_serves_a_single_module_and_waits_for_one_that_does_not_load() {
     assert_eq!(get(served_at(&dev), "/anything"), (200, "one".to_owned()));
 }
 
+#[test]
+fn dev_ends_where_no_change_of_files_would_help() {
+    let folder = folder();
+    write(folder.path(), "one.ts", "export default { fetch: () => new Response('one') };");
+    let mut command = portcullis(folder.path(), &["operators", "dev", "one.ts", "--listen", "127.0.0.1:0"]);
+    let ended = Process::run("operators dev", command.env("PORTCULLIS_OPERATOR", "/nonexistent/portcullis-operator"));
+    let ended = ended.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.output);
+    assert!(ended.output.contains("/nonexistent/portcullis-operator"), "{}", ended.output);
+    assert!(!ended.output.contains("waiting for a change"), "{}", ended.output);
+}
+
 mod on_deno {
     #[test]
     fn the_doctor_tells_people_and_programs_what_holds() {

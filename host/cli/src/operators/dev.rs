@@ -93,8 +93,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
             Ok(Event::Ended(result)) => {
                 let _ = serving.join();
-                if let Err(error) = result {
-                    Failure::from(error).report();
+                match result.map_err(Failure::from) {
+                    // No change of files brings an engine or frees an address.
+                    Err(failure @ Failure::Running(_)) => return Err(failure),
+                    Err(failure) => failure.report(),
+                    Ok(()) => {}
                 }
                 if wait_for_change(&mut watch, &happened).is_none() {
                     return Ok(());
