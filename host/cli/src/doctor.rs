@@ -90,7 +90,8 @@ fn as_json(doctor: &Doctor) -> serde_json::Value {
         "engine": doctor.engine,
         "program": doctor.program,
         "layers": layers.collect::<Vec<_>>(),
-        "setup_microseconds": doctor.setup_microseconds,
+        "setup_microseconds": doctor.setup.total_microseconds(),
+        "setup_ahead_microseconds": doctor.setup.ahead_microseconds,
         "start_microseconds": doctor.start_microseconds,
         "notes": doctor.notes,
     })

@@ -384,7 +384,7 @@ struct Starts {
     warm: Operators,
     /// Without and with a process that is kept ready.
     sleepy: [Operators; 2],
-    times: [Vec<f64>; 5],
+    times: [Vec<f64>; 6],
 }
 
 #[expect(clippy::print_stdout, reason = "a program")]
@@ -449,7 +449,9 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
         for of in &mut all {
             let doctor = Doctor::examine(&cold_settings, &*of.engine).expect("a look");
             #[expect(clippy::cast_precision_loss, reason = "microseconds")]
-            of.times[4].push(doctor.setup_microseconds as f64 / 1000.0);
+            let milliseconds = |microseconds: u64| microseconds as f64 / 1000.0;
+            of.times[4].push(milliseconds(doctor.setup.total_microseconds()));
+            of.times[5].push(milliseconds(doctor.setup.microseconds));
         }
     }
     let bare_cold = median(&mut bare_times);
@@ -459,7 +461,8 @@ fn first_answers(runtime: &Runtime, path: &Path, deno: &Deno, engines: &[(&'stat
         "sleeping operator, cold, confined",
         "new operator, prewarmed process",
         "sleeping operator, prewarmed process",
-        "isolation set up (part of cold)",
+        "isolation set up",
+        "isolation left to set up then",
     ];
     for of in &mut all {
         for (what, times) in rows.iter().zip(&mut of.times) {

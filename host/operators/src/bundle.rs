@@ -200,7 +200,7 @@ mod apart {
     use tokio::net::unix::pipe;
 
     use super::{Arc, Bundle, BundleError, Path, PathBuf, Positions};
-    use crate::jail::Launcher;
+    use crate::jail::{Launcher, OwnChild};
 
     /// The argument by which the launcher knows that it is to bundle.
     pub(crate) const ARGUMENT: &str = "bundle";
@@ -252,7 +252,7 @@ mod apart {
             .stdout(Stdio::from(output_theirs))
             .stderr(Stdio::null())
             .spawn()?;
-        let mut child = Child(child);
+        let mut child = OwnChild(child);
         let task = serde_json::to_vec(&Task { entry: entry.to_owned(), root: root.to_owned() })?;
         // Two paths: less than a pipe holds, so this does not block.
         rustix::io::write(&input, &task)?;
@@ -264,15 +264,6 @@ mod apart {
             return Err(io::Error::other(format!("its nesting is too deep or it takes too much memory ({status})")));
         }
         serde_json::from_slice(&text).map_err(io::Error::other)
-    }
-
-    struct Child(std::process::Child);
-
-    impl Drop for Child {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
     }
 
     /// The other side: reads the task from standard input and answers on standard output.

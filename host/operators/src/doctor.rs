@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use crate::Settings;
 use crate::engine::{Class, Engine, READY};
-use crate::jail::{Bounds, Confined, Groups, Isolation, LayerReport, LayerState, Report, Rlimits, Spec};
+use crate::jail::{Bounds, Confined, Groups, Isolation, LayerReport, LayerState, Report, Rlimits, Setup, Spec};
 use crate::manager::{Instance, StartError};
 use crate::process;
 
@@ -31,8 +31,8 @@ pub struct Doctor {
     pub refused: Option<String>,
     /// Layer by layer; empty when nothing could be started.
     pub layers: Vec<LayerReport>,
-    /// From the launcher's start to the engine's, in microseconds.
-    pub setup_microseconds: u64,
+    /// How long the launcher took for all of them.
+    pub setup: Setup,
     /// From the engine's start until it listened, in microseconds; 0 when it did not.
     pub start_microseconds: u64,
     /// Facts about the machine that matter between operators, and what follows.
@@ -98,14 +98,14 @@ impl Doctor {
             program: engine.program().to_owned(),
             refused: None,
             layers: Vec::new(),
-            setup_microseconds: 0,
+            setup: Setup::default(),
             start_microseconds: 0,
             notes: machine_notes(engine),
             isolation: settings.isolation,
         };
         match launched {
             Ok(confined) => {
-                doctor.setup_microseconds = confined.setup_microseconds;
+                doctor.setup = confined.setup;
                 doctor.refused = verdict(&confined.report, settings.isolation);
                 doctor.layers = confined.report.rows().collect();
                 let started = Instant::now();
@@ -180,10 +180,9 @@ impl fmt::Display for Doctor {
                 }
             }
         }
-        if self.setup_microseconds > 0 {
-            let milliseconds = self.setup_microseconds / 1000;
-            let rest = self.setup_microseconds % 1000;
-            write!(formatter, "  set up in {milliseconds}.{rest:03} ms")?;
+        let setup = self.setup.total_microseconds();
+        if setup > 0 {
+            write!(formatter, "  set up in {}.{:03} ms", setup / 1000, setup % 1000)?;
             match self.start_microseconds {
                 0 => writeln!(formatter)?,
                 start => writeln!(formatter, ", and the engine in {}.{:03} ms more", start / 1000, start % 1000)?,

@@ -32,7 +32,7 @@ use crate::config::{Operator, Settings, check_placement};
 use crate::control::{HostStatus, OperatorStatus, RunningProcess};
 use crate::egress::{Egress, Resolve, SystemResolver};
 use crate::engine::{Class, Engine, INTERNAL_AUTHORITY, Load, LoadFailure, LoadLimits, READY};
-use crate::jail::{Bounds, Groups, Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec};
+use crate::jail::{Bounds, Groups, Isolation, LaunchError, Layer, LayerState, Report, Rlimits, Spec, Waiting};
 use crate::kv::{KvError, Store};
 use crate::logs::{Lines, LogBook, LogLine, Rate, Readers};
 use crate::placement;
@@ -294,6 +294,7 @@ impl Operators {
             instance,
             shared: Arc::clone(&shared),
             warm: Mutex::default(),
+            launcher: Mutex::default(),
             refill: Notify::new(),
             next_folder: AtomicU64::new(1),
             reserved: Mutex::default(),
@@ -566,6 +567,8 @@ pub(crate) struct Manager {
     groups: Result<Groups, String>,
     shared: Arc<Shared>,
     warm: Mutex<BTreeMap<Class, VecDeque<Arc<Process>>>>,
+    /// For whoever needs a process next, so that nobody waits for two programs to start. There is none right after a launch.
+    launcher: Mutex<Option<Waiting>>,
     refill: Notify,
     next_folder: AtomicU64,
     uids: Mutex<Uids>,
@@ -1037,10 +1040,11 @@ impl Manager {
         }
     }
 
-    /// Keeps generic processes ready for every class in use.
+    /// Keeps a launcher ready, and generic processes for every class in use.
     async fn keep_warm(self: Arc<Self>) {
         let mut backoff = Backoff::new();
         loop {
+            self.keep_launcher();
             let Some(class) = self.class_in_need() else {
                 self.refill.notified().await;
                 tokio::time::sleep(REFILL_AFTER).await;
@@ -1066,6 +1070,14 @@ impl Manager {
                     backoff.failed(Instant::now(), jitter());
                 }
             }
+        }
+    }
+
+    fn keep_launcher(&self) {
+        let mut launcher = lock(&self.launcher);
+        if !launcher.as_mut().is_some_and(Waiting::is_there) {
+            // Where none can be started, the next launch says so.
+            *launcher = self.settings.launcher.start(&[]).ok();
         }
     }
 
@@ -1131,7 +1143,12 @@ impl Manager {
             may_restrict_itself: start.abilities.restricts_itself,
             without: Vec::new(),
         };
-        let launched = self.settings.launcher.launch(&spec, LAUNCH).await;
+        let waiting = lock(&self.launcher).take();
+        let launched = match waiting {
+            Some(waiting) => self.settings.launcher.launch_by(waiting, &spec, LAUNCH).await,
+            None => self.settings.launcher.launch(&spec, LAUNCH).await,
+        };
+        self.refill.notify_one();
         let confined = launched.inspect_err(|_| {
             lock(&self.uids).taken.remove(&uid);
             let _ = fs::remove_dir_all(&private);

@@ -8,7 +8,7 @@ mod support;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use portcullis_operators::jail::{Isolation, LaunchError, Layer, LayerState};
+use portcullis_operators::jail::{Isolation, LaunchError, Layer, LayerState, Report};
 
 use support::{Attack, DEADLINE, Outcome, launcher, spec};
 
@@ -383,7 +383,8 @@ fn nothing_survives_a_killed_host() {
         let spec = spec(folder.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let confined = runtime.block_on(launcher().launch(&spec, DEADLINE)).unwrap();
-        println!("confined {}", confined.pid);
+        let waiting = launcher().start(&[]).unwrap();
+        println!("confined {} {}", confined.pid, waiting.id());
         std::thread::sleep(DEADLINE);
         return;
     }
@@ -394,19 +395,44 @@ fn nothing_survives_a_killed_host() {
         .spawn()
         .unwrap();
     let output = std::io::BufReader::new(host.stdout.take().unwrap());
-    let pid = std::io::BufRead::lines(output)
+    let pids = std::io::BufRead::lines(output)
         .map_while(Result::ok)
         .find_map(|line| line.split_once("confined ").map(|(_, pid)| pid.trim().to_owned()))
         .expect("the inner host says which process it confined");
-    let alive = || std::path::Path::new("/proc").join(&pid).join("exe").read_link().is_ok();
-    assert!(alive());
+    let alive = |pid: &str| std::path::Path::new("/proc").join(pid).join("exe").read_link().is_ok();
+    let pids: Vec<&str> = pids.split(' ').collect();
+    assert!(pids.len() == 2 && pids.iter().all(|pid| alive(pid)), "{pids:?}");
     host.kill().unwrap();
     host.wait().unwrap();
     let start = std::time::Instant::now();
-    while alive() && start.elapsed() < DEADLINE {
-        std::thread::sleep(Duration::from_millis(10));
+    for pid in pids {
+        while alive(pid) && start.elapsed() < DEADLINE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!alive(pid), "process {pid} survived its host");
     }
-    assert!(!alive(), "process {pid} survived its host");
+}
+
+#[test]
+fn a_launcher_that_waits_launches_with_all_layers_and_is_replaced_if_it_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = spec(folder.path());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let active =
+        |report: &Report| report.rows().filter(|row| report.is_active(row.layer)).map(|row| row.layer).collect();
+    let at_once = runtime.block_on(launcher().launch(&spec, DEADLINE)).unwrap();
+    let expected: Vec<Layer> = active(&at_once.report);
+
+    let waiting = launcher().start(&[]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let by_waiting = runtime.block_on(launcher().launch_by(waiting, &spec, DEADLINE)).unwrap();
+    assert_eq!(active(&by_waiting.report), expected);
+
+    let ended = launcher().start(&[]).unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(ended.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let by_another = runtime.block_on(launcher().launch_by(ended, &spec, DEADLINE)).unwrap();
+    assert_eq!(active(&by_another.report), expected);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //!
 //! The host starts its own binary again with a hidden subcommand. That process, the launcher, has one thread and no
 //! state, so it may do what a threaded server must not do between `fork` and `exec`: leave namespaces, build a root,
-//! give up ids and capabilities, install Landlock and seccomp, and execute the engine. It is told what to do in one
-//! JSON document on its standard input, a socket, and reports there which layers hold.
+//! give up ids and capabilities, install Landlock and seccomp, and execute the engine. It is told what to do in JSON
+//! documents on its standard input, a socket, and reports there which layers hold. What it can do before it knows what to
+//! launch it does at once, so a launcher that the host keeps ready has less left to do.
 //!
 //! What this module does not do: it decides nothing about operators, keeps no secret and serves no request.
 //!
@@ -23,14 +24,17 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use cgroup::{Bounds, Group, Groups};
 pub(crate) use landlock::only_read;
-pub use parent::{Confined, Exit, LaunchError, Launcher, ProcessHandle, Signaller};
+pub(crate) use parent::OwnChild;
+pub use parent::{Confined, Exit, LaunchError, Launcher, ProcessHandle, Signaller, Waiting};
 pub use report::{Layer, LayerReport, LayerState, Report};
 
 use crate::sys;
@@ -108,6 +112,23 @@ pub struct Spec {
     pub without: Vec<Layer>,
 }
 
+/// How long setting up the isolation took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Before the launcher knew what to launch: leaving namespaces. One that the host keeps ready has done this already.
+    pub ahead_microseconds: u64,
+    /// From then on, until the engine was executed.
+    pub microseconds: u64,
+}
+
+impl Setup {
+    /// All of it.
+    #[must_use]
+    pub fn total_microseconds(&self) -> u64 {
+        self.ahead_microseconds.saturating_add(self.microseconds)
+    }
+}
+
 /// What the launcher says to the host, one JSON document a line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,7 +136,7 @@ enum Message {
     /// The process that will be the engine exists.
     Started { pid: i32 },
     /// All layers were tried; a descriptor of the private directory comes with this message.
-    Confined { report: Report, microseconds: u64 },
+    Confined { report: Report, setup: Setup },
     /// It will not be the engine.
     Failed { error: String },
     /// No process was started: its control group does not take it.
@@ -147,17 +168,19 @@ fn context(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 }
 
 fn launch() -> io::Result<()> {
-    let started = std::time::Instant::now();
     // A duplicate that closes on exec: the engine must not inherit it, and its closing tells the host that exec worked.
     let control = io::stdin().as_fd().try_clone_to_owned().map_err(context("standard input"))?;
     let mut control = UnixStream::from(control);
-    let spec = read_spec(&mut control)?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let (without, begun) = receive::<Vec<Layer>>(&mut control)?;
+    let mut report = Report::default();
+    let namespaces = leave_namespaces(&without, &mut report);
+    let ahead = begun.elapsed();
+    // It may wait for this for long: the host keeps a launcher ready. When the host ends, there is nothing to read any more.
+    let (spec, told) = receive::<Spec>(&mut control)?;
     if rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero).map(i32::from) != Some(spec.host_pid) {
         return Err(io::Error::other("started by another process than the host that wrote the specification"));
     }
-    let mut report = Report::default();
-    let namespaces = leave_namespaces(&spec, &mut report);
     let started_process = match start_in_group(&spec, &mut report) {
         Ok(cloned) => cloned,
         Err(NotStarted::Group(reason)) => return send(&control, &Message::GroupRefused { reason }, None),
@@ -167,7 +190,7 @@ fn launch() -> io::Result<()> {
         sys::Cloned::Caller(pid) => send(&control, &Message::Started { pid }, None),
         sys::Cloned::New => {
             let error = match confine(&spec, &namespaces, &mut report, &control) {
-                Ok(private) => become_engine(&spec, &namespaces, &report, started, &control, &private),
+                Ok(private) => become_engine(&spec, &namespaces, &report, (ahead, told), &control, &private),
                 Err(error) => error,
             };
             // The host reads this; after exec the descriptor is closed instead.
@@ -210,16 +233,18 @@ impl From<io::Error> for NotStarted {
     }
 }
 
-fn read_spec(control: &mut UnixStream) -> io::Result<Spec> {
+/// What the host says next, and when it began to.
+fn receive<T: DeserializeOwned>(control: &mut UnixStream) -> io::Result<(T, Instant)> {
     let mut length = [0_u8; 4];
     control.read_exact(&mut length).map_err(context("specification"))?;
+    let begun = Instant::now();
     let length = u64::from(u32::from_be_bytes(length));
     if length > SPEC_BYTES_MAX {
         return Err(io::Error::other("the specification is longer than allowed"));
     }
     let mut text = Vec::new();
     control.take(length).read_to_end(&mut text)?;
-    serde_json::from_slice(&text).map_err(io::Error::other)
+    Ok((serde_json::from_slice(&text).map_err(io::Error::other)?, begun))
 }
 
 fn send(control: &UnixStream, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -245,14 +270,15 @@ struct Namespaces {
     pid: bool,
 }
 
-fn leave_namespaces(spec: &Spec, report: &mut Report) -> Namespaces {
+/// Needs to know nothing of what will be started, so it is done while nobody waits.
+fn leave_namespaces(without: &[Layer], report: &mut Report) -> Namespaces {
     let root = rustix::process::geteuid().is_root();
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     if !root {
         // An unprivileged process gets the other namespaces through a user namespace. It maps itself to itself: being
         // root inside would only be one more thing to give up.
-        attempt(spec, report, Layer::UserNamespace, || {
+        attempt(without, report, Layer::UserNamespace, || {
             sys::unshare(libc::CLONE_NEWUSER)?;
             map_ids(rustix::fs::CWD, Path::new("/proc/self"), uid, gid)
         });
@@ -266,13 +292,13 @@ fn leave_namespaces(spec: &Spec, report: &mut Report) -> Namespaces {
         (Layer::CgroupNamespace, libc::CLONE_NEWCGROUP),
     ];
     for (layer, flag) in namespaces {
-        attempt(spec, report, layer, || sys::unshare(flag));
+        attempt(without, report, layer, || sys::unshare(flag));
     }
     Namespaces { root, mount: report.is_active(Layer::MountNamespace), pid: report.is_active(Layer::PidNamespace) }
 }
 
-fn attempt(spec: &Spec, report: &mut Report, layer: Layer, action: impl FnOnce() -> io::Result<()>) {
-    let state = if spec.without.contains(&layer) {
+fn attempt(without: &[Layer], report: &mut Report, layer: Layer, action: impl FnOnce() -> io::Result<()>) {
+    let state = if without.contains(&layer) {
         LayerState::Missing { reason: "left out on purpose".to_owned() }
     } else {
         match action() {
@@ -328,8 +354,8 @@ fn confine(spec: &Spec, namespaces: &Namespaces, report: &mut Report, control: &
         let _ = rustix::system::sethostname(b"operator");
     }
 
-    attempt(spec, report, Layer::Descriptors, || sys::close_on_exec_from(3));
-    attempt(spec, report, Layer::Uid, || {
+    attempt(&spec.without, report, Layer::Descriptors, || sys::close_on_exec_from(3));
+    attempt(&spec.without, report, Layer::Uid, || {
         if namespaces.root {
             drop_bounding_set()?;
             sys::become_user(uid, gid)
@@ -339,7 +365,7 @@ fn confine(spec: &Spec, namespaces: &Namespaces, report: &mut Report, control: &
     });
     if namespaces.root {
         let user = if report.is_active(Layer::Uid) { (uid, gid) } else { (0, 0) };
-        attempt(spec, report, Layer::UserNamespace, || {
+        attempt(&spec.without, report, Layer::UserNamespace, || {
             let proc = proc.as_ref().ok_or_else(|| io::Error::other("no /proc to write the id map to"))?;
             // Changing ids made this process's own /proc files root's. Executing the engine decides about this anew.
             rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
@@ -349,9 +375,9 @@ fn confine(spec: &Spec, namespaces: &Namespaces, report: &mut Report, control: &
     }
     drop(proc);
     // After the user namespace, so that threads are counted in it and not with the host's other processes.
-    attempt(spec, report, Layer::Rlimits, || set_rlimits(&spec.rlimits));
-    attempt(spec, report, Layer::Capabilities, drop_capabilities);
-    attempt(spec, report, Layer::NoNewPrivileges, || Ok(rustix::thread::set_no_new_privs(true)?));
+    attempt(&spec.without, report, Layer::Rlimits, || set_rlimits(&spec.rlimits));
+    attempt(&spec.without, report, Layer::Capabilities, drop_capabilities);
+    attempt(&spec.without, report, Layer::NoNewPrivileges, || Ok(rustix::thread::set_no_new_privs(true)?));
     // After the last change of ids, which would clear it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if host_is_gone(control)? {
@@ -366,7 +392,7 @@ fn confine(spec: &Spec, namespaces: &Namespaces, report: &mut Report, control: &
     report.set(Layer::Environment, LayerState::Active);
     let filter =
         seccomp::compile(std::process::id(), namespaces.pid, spec.may_restrict_itself).map_err(io::Error::other);
-    attempt(spec, report, Layer::Seccomp, || seccomp::install(&filter?));
+    attempt(&spec.without, report, Layer::Seccomp, || seccomp::install(&filter?));
     Ok(private)
 }
 
@@ -421,7 +447,7 @@ fn become_engine(
     spec: &Spec,
     namespaces: &Namespaces,
     report: &Report,
-    started: std::time::Instant,
+    (ahead, told): (Duration, Instant),
     control: &UnixStream,
     private: &OwnedFd,
 ) -> io::Error {
@@ -437,8 +463,9 @@ fn become_engine(
     let Some((program, arguments)) = spec.argv.split_first() else {
         return io::Error::other("no program to execute");
     };
-    let microseconds = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let message = Message::Confined { report: report.clone(), microseconds };
+    let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let setup = Setup { ahead_microseconds: microseconds(ahead), microseconds: microseconds(told.elapsed()) };
+    let message = Message::Confined { report: report.clone(), setup };
     if let Err(error) = send(control, &message, Some(private.as_fd())) {
         return error;
     }

@@ -10,9 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::Serialize;
 use tokio::io::Interest;
 
-use super::{Message, Report, SPEC_BYTES_MAX, SUBCOMMAND, Spec};
+use super::{Layer, Message, Report, SPEC_BYTES_MAX, SUBCOMMAND, Setup, Spec};
 use crate::sys;
 
 /// How to start the launcher.
@@ -62,8 +63,8 @@ pub struct Confined {
     pub private: OwnedFd,
     /// What the launcher found.
     pub report: Report,
-    /// How long the launcher took from its start until the engine was executed, in microseconds.
-    pub setup_microseconds: u64,
+    /// How long that took.
+    pub setup: Setup,
     /// Both of its output streams.
     pub output: OwnedFd,
     process: ProcessHandle,
@@ -172,56 +173,106 @@ impl Signaller {
 }
 
 impl Launcher {
-    /// Starts the engine described by `spec`, confined, and returns once it has been executed.
+    /// Starts a launcher that waits for what to launch: half of what a launch takes is done then. `without` is what the
+    /// specification will say.
     ///
     /// Must be called on a thread that lives as long as the process is wanted: the kernel takes the end of that thread
     /// for the end of the parent.
     ///
     /// # Errors
-    /// [`LaunchError`]; nothing is left running then.
-    pub async fn launch(&self, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
-        match self.attempt(spec, deadline).await {
-            Err(LaunchError::Group(reason)) => {
-                let without = Spec { group: Err(reason), ..spec.clone() };
-                self.attempt(&without, deadline).await
-            }
-            launched => launched,
-        }
-    }
-
-    async fn attempt(&self, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
-        let (ours, theirs) = StdUnixStream::pair().map_err(LaunchError::Spawn)?;
+    /// [`LaunchError::Spawn`].
+    pub fn start(&self, without: &[Layer]) -> Result<Waiting, LaunchError> {
+        let (mut control, control_theirs) = StdUnixStream::pair().map_err(LaunchError::Spawn)?;
         let (output, output_theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| LaunchError::Spawn(error.into()))?;
         let (program, arguments) =
             self.command.split_first().ok_or_else(|| LaunchError::Protocol("no launcher is configured".to_owned()))?;
         let output_again = output_theirs.try_clone().map_err(LaunchError::Spawn)?;
-        let mut launcher = Command::new(program)
+        let process = Command::new(program)
             .args(arguments)
             .env_clear()
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(OwnedFd::from(control_theirs)))
             .stdout(Stdio::from(output_theirs))
             .stderr(Stdio::from(output_again))
             .spawn()
             .map_err(LaunchError::Spawn)?;
-        let result = tokio::time::timeout(deadline, converse(ours, spec)).await;
-        if !matches!(result, Ok(Ok(_))) {
-            let _ = launcher.kill();
+        tell(&mut control, without)?;
+        Ok(Waiting { process: OwnChild(process), control, output })
+    }
+
+    /// Starts the engine described by `spec`, confined, and returns once it has been executed. Called as [`Launcher::start`].
+    ///
+    /// # Errors
+    /// [`LaunchError`]; nothing is left running then.
+    pub async fn launch(&self, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
+        match self.start(&spec.without)?.launch(spec, deadline).await {
+            Err(LaunchError::Group(reason)) => {
+                let without = Spec { group: Err(reason), ..spec.clone() };
+                self.start(&spec.without)?.launch(&without, deadline).await
+            }
+            launched => launched,
         }
-        // It has cloned and ended, or was killed: this does not wait for the engine.
-        let _ = launcher.wait();
-        let collected = match result {
-            Ok(collected) => collected?,
-            Err(_) => return Err(LaunchError::Timeout(deadline)),
-        };
+    }
+
+    /// As [`Launcher::launch`], by a launcher that waits already, or by another one if that cannot.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn launch_by(&self, waiting: Waiting, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
+        match waiting.launch(spec, deadline).await {
+            // It ended while it waited, or there is something that a fresh one sees to.
+            Err(LaunchError::Spawn(_) | LaunchError::Protocol(_) | LaunchError::Group(_)) => {
+                self.launch(spec, deadline).await
+            }
+            launched => launched,
+        }
+    }
+}
+
+/// A launcher that waits for its specification. It ends when this is dropped, and with the host.
+#[derive(Debug)]
+pub struct Waiting {
+    process: OwnChild,
+    control: StdUnixStream,
+    output: OwnedFd,
+}
+
+impl Waiting {
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Whether it has not ended meanwhile.
+    pub(crate) fn is_there(&mut self) -> bool {
+        matches!(self.process.0.try_wait(), Ok(None))
+    }
+
+    async fn launch(self, spec: &Spec, deadline: Duration) -> Result<Confined, LaunchError> {
+        let result = tokio::time::timeout(deadline, converse(self.control, spec)).await;
+        // It has cloned and ended, or is to end now: the engine is another process.
+        drop(self.process);
+        let collected = result.map_err(|_| LaunchError::Timeout(deadline))??;
         Ok(Confined {
             pid: collected.pid,
             private: collected.private,
             report: collected.report,
-            setup_microseconds: collected.microseconds,
-            output,
+            setup: collected.setup,
+            output: self.output,
             process: collected.process,
         })
+    }
+}
+
+/// A child that does not outlive this.
+#[derive(Debug)]
+pub(crate) struct OwnChild(pub(crate) std::process::Child);
+
+impl Drop for OwnChild {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -230,15 +281,19 @@ struct Collected {
     process: ProcessHandle,
     private: OwnedFd,
     report: Report,
-    microseconds: u64,
+    setup: Setup,
+}
+
+/// Sends a document that is smaller than a socket's buffer, so this does not block.
+fn tell(control: &mut StdUnixStream, document: &(impl Serialize + ?Sized)) -> Result<(), LaunchError> {
+    let text = serde_json::to_vec(document).map_err(|error| LaunchError::Protocol(error.to_string()))?;
+    let length = u32::try_from(text.len()).ok().filter(|length| u64::from(*length) <= SPEC_BYTES_MAX);
+    let length = length.ok_or_else(|| LaunchError::Protocol("the specification is too long".to_owned()))?;
+    control.write_all(&length.to_be_bytes()).and_then(|()| control.write_all(&text)).map_err(LaunchError::Spawn)
 }
 
 async fn converse(mut ours: StdUnixStream, spec: &Spec) -> Result<Collected, LaunchError> {
-    let text = serde_json::to_vec(spec).map_err(|error| LaunchError::Protocol(error.to_string()))?;
-    let length = u32::try_from(text.len()).ok().filter(|length| u64::from(*length) <= SPEC_BYTES_MAX);
-    let length = length.ok_or_else(|| LaunchError::Protocol("the specification is too long".to_owned()))?;
-    // Smaller than a socket's buffer, so this does not block.
-    ours.write_all(&length.to_be_bytes()).and_then(|()| ours.write_all(&text)).map_err(LaunchError::Spawn)?;
+    tell(&mut ours, spec)?;
     ours.set_nonblocking(true).map_err(LaunchError::Spawn)?;
     let ours = tokio::net::UnixStream::from_std(ours).map_err(LaunchError::Spawn)?;
 
@@ -259,7 +314,7 @@ async fn converse(mut ours: StdUnixStream, spec: &Spec) -> Result<Collected, Lau
                 Message::Started { pid } => {
                     process = Some((pid, ProcessHandle::open(pid).map_err(LaunchError::Spawn)?));
                 }
-                Message::Confined { report, microseconds } => confined = Some((report, microseconds)),
+                Message::Confined { report, setup } => confined = Some((report, setup)),
                 Message::Failed { error } => failed = Some(error),
                 Message::GroupRefused { reason } => return Err(LaunchError::Group(reason)),
             }
@@ -273,9 +328,9 @@ async fn converse(mut ours: StdUnixStream, spec: &Spec) -> Result<Collected, Lau
     }
     let ended = |what: &str| LaunchError::Protocol(format!("it did not say {what}; its output has the reason"));
     let (pid, process) = process.ok_or_else(|| ended("which process it started"))?;
-    let (report, microseconds) = confined.ok_or_else(|| ended("what holds"))?;
+    let (report, setup) = confined.ok_or_else(|| ended("what holds"))?;
     let private = private.ok_or_else(|| ended("where the private directory is"))?;
-    Ok(Collected { pid, process, private, report, microseconds })
+    Ok(Collected { pid, process, private, report, setup })
 }
 
 fn receive(socket: BorrowedFd<'_>, text: &mut Vec<u8>, private: &mut Option<OwnedFd>) -> io::Result<usize> {

@@ -185,7 +185,7 @@ impl Attack {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (process, output, report, setup_microseconds) = runtime.block_on(async {
             let confined = launcher().launch(&spec, DEADLINE).await.unwrap_or_else(|error| panic!("{error}"));
-            let microseconds = confined.setup_microseconds;
+            let microseconds = confined.setup.total_microseconds();
             let (process, _private, output, report) = confined.into_parts();
             (process, output, report, microseconds)
         });
