@@ -847,8 +847,9 @@ impl Manager {
         let idle = pool.operator.replicas.idle;
         loop {
             let alive = pool.processes.load().len();
-            // Who waits while there is room is about to take it, and asks again if somebody else was faster.
-            let needs_room = || pool.waiting.load(Ordering::Acquire) > 0 && !pool.has_room();
+            // Who waits while there is room is about to take it, and asks again if somebody else was faster. In this order: who
+            // takes the last place has ceased to wait before.
+            let needs_room = || !pool.has_room() && pool.waiting.load(Ordering::Acquire) > 0;
             let wanted = alive < least || (alive < most && needs_room());
             let pause = backoff.until(Instant::now());
             if wanted && pause.is_none() && !*stopping.borrow() {

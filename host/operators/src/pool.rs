@@ -138,8 +138,6 @@ impl Pool {
         if let Some(flight) = self.try_acquire() {
             return Ok(flight);
         }
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _waiting = Waiting(&self.waiting);
         let mut changed = self.changed.subscribe();
         tokio::time::timeout(self.operator.limits.start, async {
             loop {
@@ -162,6 +160,8 @@ impl Pool {
                 {
                     return Err(trouble);
                 }
+                // Counted only while it waits: whoever finds the last place taken must not find the one who took it waiting.
+                let _waiting = Waiting::count(&self.waiting);
                 self.demand.notify_one();
                 tokio::select! {
                     changed = changed.changed() => if changed.is_err() { return Err(Cause::Stopping) },
@@ -175,6 +175,13 @@ impl Pool {
 }
 
 struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn count(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::AcqRel);
+        Self(waiting)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
